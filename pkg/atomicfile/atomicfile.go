@@ -1,0 +1,68 @@
+// Package atomicfile replaces one small file durably: after Write returns, a
+// power cut leaves the new content; before it returns, the old or the new, never
+// a mixture and never an empty file.
+//
+// It is not for FAT, where rename is not atomic across a power cut; the GRUB
+// environment copies are written in place by package boot for that reason.
+package atomicfile
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// Write replaces the file name with data and mode: temporary file beside it,
+// write, sync, close, rename, sync of the directory. The directory must exist.
+// On an error the old file is untouched and no temporary file is left behind.
+func Write(name string, data []byte, mode fs.FileMode) (err error) {
+	dir := filepath.Dir(name)
+	temp, err := os.CreateTemp(dir, "."+filepath.Base(name)+".tmp-*")
+	if err != nil {
+		return fmt.Errorf("replacing %s: %w", name, err)
+	}
+	defer func() {
+		if err != nil {
+			// The file is gone when the rename was reached; that is no second error.
+			err = errors.Join(fmt.Errorf("replacing %s: %w", name, err), ignoreMissing(os.Remove(temp.Name())))
+		}
+	}()
+	if err := fill(temp, data, mode); err != nil {
+		return errors.Join(err, temp.Close())
+	}
+	if err := temp.Close(); err != nil {
+		return err
+	}
+	if err := os.Rename(temp.Name(), name); err != nil {
+		return err
+	}
+	return SyncDir(dir)
+}
+
+func fill(f *os.File, data []byte, mode fs.FileMode) error {
+	if _, err := f.Write(data); err != nil {
+		return err
+	}
+	if err := f.Chmod(mode); err != nil {
+		return err
+	}
+	return f.Sync()
+}
+
+// SyncDir makes the entries of a directory durable.
+func SyncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+func ignoreMissing(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
