@@ -137,10 +137,10 @@ func Parse(manifest ocispec.Descriptor, manifestBytes, configBytes []byte) (Imag
 	if err != nil {
 		return Image{}, err
 	}
-	if err := m.Config.Digest.Validate(); err != nil {
+	if err := checkDigest(m.Config.Digest); err != nil {
 		return Image{}, fmt.Errorf("%w: config: %w", ErrInvalid, err)
 	}
-	if got := m.Config.Digest.Algorithm().FromBytes(configBytes); got != m.Config.Digest {
+	if got := digest.FromBytes(configBytes); got != m.Config.Digest {
 		return Image{}, fmt.Errorf("%w: the config has digest %s, the manifest names %s", ErrInvalid, got, m.Config.Digest)
 	}
 	img := Image{
@@ -169,10 +169,10 @@ func ParseManifest(desc ocispec.Descriptor, raw []byte) (ocispec.Manifest, error
 	if len(raw) > MaxManifest {
 		return m, fmt.Errorf("%w: the manifest has %d bytes, the limit is %d", ErrInvalid, len(raw), MaxManifest)
 	}
-	if err := desc.Digest.Validate(); err != nil {
+	if err := checkDigest(desc.Digest); err != nil {
 		return m, fmt.Errorf("%w: manifest: %w", ErrInvalid, err)
 	}
-	if got := desc.Digest.Algorithm().FromBytes(raw); got != desc.Digest {
+	if got := digest.FromBytes(raw); got != desc.Digest {
 		return m, fmt.Errorf("%w: the manifest has digest %s, asked for was %s", ErrInvalid, got, desc.Digest)
 	}
 	if err := json.Unmarshal(raw, &m); err != nil {

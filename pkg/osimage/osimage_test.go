@@ -58,6 +58,7 @@ func TestParse(t *testing.T) {
 }
 
 func TestParseRefuses(t *testing.T) {
+	sha512 := digest.NewDigestFromEncoded(digest.SHA512, strings.Repeat("ab", 64))
 	type change = func(*Config, *[]ocispec.Descriptor)
 	for _, tt := range []struct {
 		want   string
@@ -76,15 +77,15 @@ func TestParseRefuses(t *testing.T) {
 		{"file system \"ntfs\"", func(c *Config, _ *[]ocispec.Descriptor) { c.Rootfs.Filesystem = "ntfs" }},
 		{"segments of 0 bytes", func(c *Config, _ *[]ocispec.Descriptor) { c.Rootfs.SegmentSize = 0 }},
 		{"bytes of segment digests", func(c *Config, _ *[]ocispec.Descriptor) { c.Rootfs.SegmentDigests = c.Rootfs.SegmentDigests[1:] }},
-		{"no sha256 digest", func(c *Config, _ *[]ocispec.Descriptor) { c.Rootfs.Digest = digest.SHA512.FromString("x") }},
+		{"no sha256 digest", func(c *Config, _ *[]ocispec.Descriptor) { c.Rootfs.Digest = sha512 }},
 		{"hold 1 of 2 segments", func(c *Config, _ *[]ocispec.Descriptor) { c.Rootfs.PackSegments = []int{1} }},
 		{"pack 0 holds 3", func(c *Config, _ *[]ocispec.Descriptor) { c.Rootfs.PackSegments = []int{3} }},
 		{"pack 0 holds -1", func(c *Config, _ *[]ocispec.Descriptor) { c.Rootfs.PackSegments = []int{-1} }},
 		{"1 packs, the config describes 2", func(c *Config, _ *[]ocispec.Descriptor) { c.Rootfs.PackSegments = []int{1, 1} }},
 		{"pack 0: 0 bytes", func(_ *Config, p *[]ocispec.Descriptor) { (*p)[0].Size = 0 }},
 		{"pack 0: 67108865 bytes", func(_ *Config, p *[]ocispec.Descriptor) { (*p)[0].Size = MaxPack + 1 }},
-		{"pack 0: invalid checksum digest", func(_ *Config, p *[]ocispec.Descriptor) { (*p)[0].Digest = "sha256:12" }},
-		{"pack 0: digest algorithm sha512", func(_ *Config, p *[]ocispec.Descriptor) { (*p)[0].Digest = digest.SHA512.FromString("x") }},
+		{"pack 0: \"sha256:12\" is no sha256", func(_ *Config, p *[]ocispec.Descriptor) { (*p)[0].Digest = "sha256:12" }},
+		{"pack 0: \"sha512:", func(_ *Config, p *[]ocispec.Descriptor) { (*p)[0].Digest = sha512 }},
 	} {
 		desc, raw, config := sample(t, tt.change)
 		if _, err := Parse(desc, raw, config); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), tt.want) {

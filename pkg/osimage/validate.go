@@ -23,11 +23,8 @@ func (i Image) validate() error {
 		return fmt.Errorf("the manifest has %d packs, the config describes %d", len(i.packs), len(r.PackSegments))
 	}
 	for n, p := range i.packs {
-		if err := p.Digest.Validate(); err != nil {
+		if err := checkDigest(p.Digest); err != nil {
 			return fmt.Errorf("pack %d: %w", n, err)
-		}
-		if p.Digest.Algorithm() != digest.SHA256 {
-			return fmt.Errorf("pack %d: digest algorithm %s, known is sha256", n, p.Digest.Algorithm())
 		}
 		if p.Size <= 0 || p.Size > MaxPack {
 			return fmt.Errorf("pack %d: %d bytes, allowed are 1 to %d", n, p.Size, MaxPack)
@@ -78,8 +75,8 @@ func (r Rootfs) validate() error {
 	case len(r.SegmentDigests) != r.Segments()*sha256.Size:
 		return fmt.Errorf("rootfs: %d bytes of segment digests, %d segments need %d", len(r.SegmentDigests), r.Segments(), r.Segments()*sha256.Size)
 	}
-	if err := r.Digest.Validate(); err != nil || r.Digest.Algorithm() != digest.SHA256 {
-		return fmt.Errorf("rootfs: digest %q is no sha256 digest", r.Digest)
+	if err := checkDigest(r.Digest); err != nil {
+		return fmt.Errorf("rootfs: %w", err)
 	}
 	sum := 0
 	for n, count := range r.PackSegments {
@@ -90,6 +87,15 @@ func (r Rootfs) validate() error {
 	}
 	if sum != r.Segments() {
 		return fmt.Errorf("rootfs: the packs hold %d of %d segments", sum, r.Segments())
+	}
+	return nil
+}
+
+// checkDigest accepts SHA-256 only: one algorithm, the one that every registry
+// and cosign's payloads use.
+func checkDigest(d digest.Digest) error {
+	if err := d.Validate(); err != nil || d.Algorithm() != digest.SHA256 {
+		return fmt.Errorf("%q is no sha256 digest", d)
 	}
 	return nil
 }
