@@ -1,0 +1,168 @@
+package slot
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+
+	"github.com/kapernikov/osctl/pkg/progress"
+)
+
+// Source hands over the segments that the slot lacks, in any order, each once or
+// more often; those that it has are ignored. data is valid during the call only.
+type Source func(put func(i int, data []byte) error) error
+
+// Write makes the slot unbootable, fills in what it lacks from source and proves
+// the result. On any error the slot stays unbootable and the next Compare finds
+// what is still missing. Errors of the medium wrap ErrMedium; those of source are
+// passed through.
+func (m *Missing) Write(ctx context.Context, source Source, sink progress.Sink) (Written, error) {
+	w, err := m.write(ctx, source, sink)
+	if err != nil {
+		return Written{}, fmt.Errorf("writing slot %s: %w", m.name, err)
+	}
+	return w, nil
+}
+
+func (m *Missing) write(ctx context.Context, source Source, sink progress.Sink) (Written, error) {
+	if err := m.invalidate(); err != nil {
+		return Written{}, err
+	}
+	wr := &writer{m: m, first: m.first, old: make([]byte, m.want.SegmentSize), done: make([]bool, len(m.lacks))}
+	wr.counter = progress.NewCounter(sink, progress.Write, m.lackingBytes())
+	put := func(i int, data []byte) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		return wr.put(i, data)
+	}
+	if err := source(put); err != nil {
+		return Written{}, err
+	}
+	for i, done := range wr.done {
+		if m.lacks[i] && !done {
+			return Written{}, fmt.Errorf("segment %d of %d never arrived", i, len(m.lacks))
+		}
+	}
+	if err := m.medium.Sync(); err != nil {
+		return Written{}, fmt.Errorf("%w: syncing: %w", ErrMedium, err)
+	}
+	r := newReader(m.medium, m.want)
+	counter := progress.NewCounter(sink, progress.Check, m.lackingBytes())
+	for i := 1; i < len(m.lacks); i++ {
+		if err := ctx.Err(); err != nil {
+			return Written{}, err
+		}
+		if m.lacks[i] {
+			if err := m.prove(r, i); err != nil {
+				return Written{}, err
+			}
+			counter.Add(m.want.length(i))
+		}
+	}
+	return m.finish(r, wr.first)
+}
+
+// invalidate zeroes the first segment, which holds the superblock of every file
+// system that an image may have, and makes that durable.
+func (m *Missing) invalidate() error {
+	if _, err := m.medium.WriteAt(make([]byte, m.want.length(0)), 0); err != nil {
+		return fmt.Errorf("%w: making it unbootable: %w", ErrMedium, err)
+	}
+	if err := m.medium.Sync(); err != nil {
+		return fmt.Errorf("%w: making it unbootable: %w", ErrMedium, err)
+	}
+	return nil
+}
+
+// finish writes the first segment, the only one that is still missing.
+func (m *Missing) finish(r *reader, first []byte) (Written, error) {
+	if _, err := m.medium.WriteAt(first, 0); err != nil {
+		return Written{}, fmt.Errorf("%w: making it bootable: %w", ErrMedium, err)
+	}
+	if err := m.medium.Sync(); err != nil {
+		return Written{}, fmt.Errorf("%w: making it bootable: %w", ErrMedium, err)
+	}
+	if err := m.prove(r, 0); err != nil {
+		return Written{}, err
+	}
+	return Written{slot: m.name, digest: m.want.Digest}, nil
+}
+
+func (m *Missing) prove(r *reader, i int) error {
+	same, err := r.holds(i)
+	if err != nil {
+		return fmt.Errorf("%w: reading segment %d back: %w", ErrMedium, i, err)
+	}
+	if !same {
+		return fmt.Errorf("%w: segment %d (bytes %d to %d) reads back other bytes than were written: the storage is failing",
+			ErrMedium, i, int64(i)*m.want.SegmentSize, int64(i)*m.want.SegmentSize+m.want.length(i)-1)
+	}
+	return nil
+}
+
+func (m *Missing) lackingBytes() int64 {
+	var n int64
+	for i, lacks := range m.lacks {
+		if lacks {
+			n += m.want.length(i)
+		}
+	}
+	return n
+}
+
+// writer puts segments into the slot, the first one aside.
+type writer struct {
+	m       *Missing
+	old     []byte
+	first   []byte
+	done    []bool
+	counter *progress.Counter
+}
+
+func (w *writer) put(i int, data []byte) error {
+	switch {
+	case i < 0 || i >= len(w.done):
+		return fmt.Errorf("segment %d: the image has %d", i, len(w.done))
+	case int64(len(data)) != w.m.want.length(i):
+		return fmt.Errorf("segment %d has %d bytes, expected %d", i, len(data), w.m.want.length(i))
+	case !w.m.lacks[i] || w.done[i]:
+		return nil
+	}
+	if i == 0 {
+		w.first = bytes.Clone(data)
+	} else if err := w.writeChanged(data, int64(i)*w.m.want.SegmentSize); err != nil {
+		return fmt.Errorf("%w: segment %d: %w", ErrMedium, i, err)
+	}
+	w.done[i] = true
+	w.counter.Add(int64(len(data)))
+	return nil
+}
+
+// writeChanged writes the runs of blocks that differ from what the slot holds.
+// Where the old content cannot be read everything is written.
+func (w *writer) writeChanged(data []byte, off int64) error {
+	old := w.old[:len(data)]
+	if _, err := w.m.medium.ReadAt(old, off); err != nil {
+		_, err := w.m.medium.WriteAt(data, off)
+		return err
+	}
+	for from := 0; from < len(data); {
+		if bytes.Equal(block(data, from), block(old, from)) {
+			from += blockSize
+			continue
+		}
+		to := from + blockSize
+		for to < len(data) && !bytes.Equal(block(data, to), block(old, to)) {
+			to += blockSize
+		}
+		to = min(to, len(data))
+		if _, err := w.m.medium.WriteAt(data[from:to], off+int64(from)); err != nil {
+			return err
+		}
+		from = to
+	}
+	return nil
+}
+
+func block(p []byte, from int) []byte { return p[from:min(from+blockSize, len(p))] }
