@@ -1,0 +1,190 @@
+package trust
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"strings"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/kapernikov/osctl/pkg/osimage"
+	"github.com/sigstore/cosign/v2/pkg/cosign"
+	"github.com/sigstore/cosign/v2/pkg/oci"
+	"github.com/sigstore/cosign/v2/pkg/oci/static"
+	"github.com/sigstore/sigstore/pkg/cryptoutils"
+	"github.com/sigstore/sigstore/pkg/cryptoutils/goodkey"
+	"github.com/sigstore/sigstore/pkg/signature"
+	"github.com/sigstore/sigstore/pkg/signature/payload"
+)
+
+// maxBase64 bounds a signature in base64. A 4096-bit RSA signature takes 684
+// bytes, the longest of the accepted kinds.
+const maxBase64 = 4 << 10
+
+// key is one public key of the policy.
+type key struct {
+	name        string
+	fingerprint string // SHA-256 of the DER form, in hex
+	verifiers   []signature.Verifier
+}
+
+// String names a key for a report: its name and the start of its fingerprint,
+// by which two machines' policies can be compared.
+func (k key) String() string { return fmt.Sprintf("%s (sha256:%.12s)", k.name, k.fingerprint) }
+
+// parseKey accepts exactly one PEM block and a key of a kind and strength that
+// both osctl and cosign verify in the same way.
+func parseKey(k Key) (key, error) {
+	text := bytes.TrimSpace(k.PEM)
+	if len(text) == 0 {
+		return key{}, errors.New("it is empty; expected the content of a cosign.pub file")
+	}
+	block, rest := pem.Decode(text)
+	if block == nil || !bytes.HasPrefix(text, []byte("-----BEGIN ")) {
+		return key{}, errors.New("it is no PEM; expected the content of a cosign.pub file")
+	}
+	// pem.Decode steps over a damaged block to the next good one.
+	if len(bytes.TrimSpace(rest)) > 0 || bytes.Count(text, []byte("-----BEGIN ")) > 1 {
+		return key{}, errors.New("there is more than one PEM block; give each key an entry of its own")
+	}
+	switch {
+	case strings.Contains(block.Type, "PRIVATE KEY"):
+		return key{}, errors.New("it is a private key; keep that off the machine and give its public half (cosign public-key --key FILE)")
+	case block.Type == "CERTIFICATE":
+		return key{}, errors.New("it is a certificate; expected a bare public key (openssl x509 -pubkey -noout -in FILE)")
+	}
+	pub, err := cryptoutils.UnmarshalPEMToPublicKey(text)
+	if err != nil {
+		return key{}, err
+	}
+	verifiers, err := newVerifiers(pub)
+	if err != nil {
+		return key{}, err
+	}
+	der, err := x509.MarshalPKIXPublicKey(pub)
+	if err != nil {
+		return key{}, err
+	}
+	sum := sha256.Sum256(der)
+	return key{name: k.Name, fingerprint: hex.EncodeToString(sum[:]), verifiers: verifiers}, nil
+}
+
+// newVerifiers returns every way in which cosign signs with such a key.
+func newVerifiers(pub crypto.PublicKey) ([]signature.Verifier, error) {
+	if err := goodkey.ValidatePubKey(pub); err != nil {
+		return nil, fmt.Errorf("weak or unknown key: %w", err)
+	}
+	switch pub := pub.(type) {
+	case *ecdsa.PublicKey:
+		if pub.Curve != elliptic.P256() {
+			return nil, fmt.Errorf("ECDSA on %s; known is P-256", pub.Curve.Params().Name)
+		}
+	case ed25519.PublicKey:
+		// cosign sign uses Ed25519ph where cosign verify expects plain Ed25519
+		// (docs/decisions/0031). RFC 8032 separates the two, so a signature of
+		// one kind is never one of the other.
+		plain, err := signature.LoadED25519Verifier(pub)
+		if err != nil {
+			return nil, err
+		}
+		prehashed, err := signature.LoadED25519phVerifier(pub)
+		if err != nil {
+			return nil, err
+		}
+		return []signature.Verifier{plain, prehashed}, nil
+	case *rsa.PublicKey:
+	default:
+		return nil, fmt.Errorf("key of type %T; known are ECDSA P-256, RSA and Ed25519", pub)
+	}
+	verifier, err := signature.LoadVerifier(pub, crypto.SHA256)
+	if err != nil {
+		return nil, err
+	}
+	return []signature.Verifier{verifier}, nil
+}
+
+// candidate turns what a registry said into something that cosign's library
+// verifies. The annotations stay behind: what they carry (a certificate, a log
+// entry, a bundle with its own key) must not take part in the decision.
+func candidate(s osimage.Signature) (oci.Signature, error) {
+	if len(s.Payload) > osimage.MaxPayload {
+		return nil, fmt.Errorf("a payload of %d bytes, the limit is %d", len(s.Payload), osimage.MaxPayload)
+	}
+	if len(s.Base64) > maxBase64 {
+		return nil, fmt.Errorf("a signature of %d bytes, the limit is %d", len(s.Base64), maxBase64)
+	}
+	if raw, err := base64.StdEncoding.DecodeString(s.Base64); err != nil || len(raw) == 0 {
+		return nil, errors.New("a signature that is no base64")
+	}
+	return static.NewSignature(s.Payload, s.Base64)
+}
+
+// match returns the name of the key that made sig over hash. Otherwise the
+// error is a *claimError if a key of the policy made it over something else,
+// and errUnknownKey if none made it.
+func (v *Verifier) match(ctx context.Context, sig oci.Signature, hash v1.Hash) (string, error) {
+	for _, k := range v.keys {
+		for _, verifier := range k.verifiers {
+			_, err := cosign.VerifyImageSignature(ctx, sig, hash, &cosign.CheckOpts{
+				SigVerifier:   verifier,
+				ClaimVerifier: verifyClaim,
+				IgnoreTlog:    true,
+				Offline:       true,
+			})
+			if err == nil {
+				return k.name, nil
+			}
+			if claim := (*claimError)(nil); errors.As(err, &claim) {
+				claim.key = k.name
+				return "", claim
+			}
+		}
+	}
+	return "", errUnknownKey
+}
+
+var errUnknownKey = errors.New("made by no key of the policy")
+
+// claimError says that a key of the policy signed, but not this image.
+type claimError struct {
+	key    string
+	digest string // what was signed, if the payload names it
+	err    error
+}
+
+func (e *claimError) Error() string { return fmt.Sprintf("signed by %s: %v", e.key, e.err) }
+func (e *claimError) Unwrap() error { return e.err }
+
+// verifyClaim binds a good signature to the image. cosign's library calls it
+// after the cryptographic check and skips the binding altogether when it is
+// given no such function. The type is checked here because the library does
+// not, and a key may sign other things in the same shape.
+func verifyClaim(sig oci.Signature, hash v1.Hash, annotations map[string]any) error {
+	raw, err := sig.Payload()
+	if err != nil {
+		return &claimError{err: err}
+	}
+	var claim payload.SimpleContainerImage
+	if err := json.Unmarshal(raw, &claim); err != nil {
+		return &claimError{err: fmt.Errorf("reading the payload: %w", err)}
+	}
+	if claim.Critical.Type != payload.CosignSignatureType {
+		return &claimError{err: fmt.Errorf("the payload has type %q, expected %q", claim.Critical.Type, payload.CosignSignatureType)}
+	}
+	if err := cosign.SimpleClaimVerifier(sig, hash, annotations); err != nil {
+		return &claimError{digest: claim.Critical.Image.DockerManifestDigest, err: err}
+	}
+	return nil
+}
