@@ -1,0 +1,79 @@
+#!/bin/bash
+# Makes the Debian tree that every release of the reference image starts from,
+# as a compressed tar in the cache, and prints the tar's path. The tar is keyed
+# by what it is made from; when it is there already, nothing else happens.
+#
+# Packages come from where this machine gets its own Debian packages. Needs root.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+cache=${OSCTL_CACHE:-$here/../.cache}
+suite=bookworm
+
+# Files newer than this get this time, so that equal packages give equal trees.
+export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-1767225600}
+
+inputs=("$here/base.sh" "$here/packages.txt" "$here/initramfs/osctl.conf" "$here/initramfs/modules")
+key=$({ sha256sum <"${BASH_SOURCE[0]}"; cat "${inputs[@]:1}"; echo "$SOURCE_DATE_EPOCH"; } | sha256sum | cut -c1-16)
+
+mkdir -p "$cache"
+cache=$(cd "$cache" && pwd)
+out=$cache/base-$key.tar.zst
+
+# Two builds at once would do the same work twice and race for the result.
+exec 9>"$cache/base.lock"
+flock 9
+if [[ -s $out ]]; then
+	echo "$out"
+	exit 0
+fi
+
+# sources prints the Debian lines of this machine's own package sources.
+# Without any, mmdebstrap uses Debian's well-known archive.
+sources() {
+	local keyring=/usr/share/keyrings/debian-archive-keyring.gpg option=
+	if [[ -r $keyring ]]; then
+		option="[signed-by=$keyring] "
+	fi
+	# shellcheck disable=SC2016 # the $(NAME)s are apt's, not the shell's
+	apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT)' \
+		'Created-By: Packages' 'Origin: Debian' "Codename: $suite" |
+		sort -u | sed "s|^|deb $option|"
+}
+
+# names prints the package names of packages.txt, separated by commas.
+names() {
+	sed -e 's/#.*//' -e '/^[[:space:]]*$/d' "$here/packages.txt" | paste -sd,
+}
+
+lists=$(mktemp --suffix=.list)
+part=$out.part
+trap 'rm -f "$lists" "$part"' EXIT
+sources >"$lists"
+from=()
+if [[ -s $lists ]]; then
+	from=("$lists")
+fi
+
+# Licences stay; manuals, translations and documentation go.
+# shellcheck disable=SC2016 # mmdebstrap's hooks expand $1
+mmdebstrap --mode=root --variant=minbase --format=tar --quiet \
+	--include="$(names)" \
+	--aptopt='Apt::Install-Recommends "false"' \
+	--dpkgopt='path-exclude=/usr/share/man/*' \
+	--dpkgopt='path-exclude=/usr/share/info/*' \
+	--dpkgopt='path-exclude=/usr/share/locale/*' \
+	--dpkgopt='path-exclude=/usr/share/i18n/*' \
+	--dpkgopt='path-exclude=/usr/share/lintian/*' \
+	--dpkgopt='path-exclude=/usr/share/bug/*' \
+	--dpkgopt='path-exclude=/usr/share/doc/*' \
+	--dpkgopt='path-include=/usr/share/doc/*/copyright' \
+	--essential-hook='mkdir -p "$1/etc/initramfs-tools/conf.d" "$1/usr/share/initramfs-tools/modules.d"' \
+	--essential-hook="upload '$here/initramfs/osctl.conf' /etc/initramfs-tools/conf.d/osctl.conf" \
+	--essential-hook="upload '$here/initramfs/modules' /usr/share/initramfs-tools/modules.d/osctl" \
+	"$suite" - "${from[@]}" 9>&- | zstd -q -3 -T2 -o "$part" -f
+
+mv "$part" "$out"
+# Older trees of the same cache have been replaced.
+find "$cache" -maxdepth 1 -name 'base-*.tar.zst' ! -path "$out" -delete
+echo "$out"
