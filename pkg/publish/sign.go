@@ -1,0 +1,142 @@
+package publish
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"fmt"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/kapernikov/osctl/pkg/osimage"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	cosignremote "github.com/sigstore/cosign/v2/pkg/cosign/remote"
+	"github.com/sigstore/cosign/v2/pkg/oci"
+	"github.com/sigstore/cosign/v2/pkg/oci/static"
+	"github.com/sigstore/sigstore/pkg/signature/options"
+	"github.com/sigstore/sigstore/pkg/signature/payload"
+)
+
+// Signed says what was signed and where the signature is.
+type Signed struct {
+	// Digest is the digest of the image's manifest: what was signed.
+	Digest digest.Digest
+	// Tag is the tag that carries the signatures, in the same repository or
+	// layout.
+	Tag string
+	// Existing is true if the key had signed this digest before; nothing was
+	// changed then.
+	Existing bool
+}
+
+// Sign signs an OS image as `cosign sign --key` does without a transparency
+// log. The target is the directory of an OCI layout (see IsLayout) or else a
+// reference into a registry; a tag is resolved once, and its digest is signed.
+//
+// The error wraps ErrReference, ErrLayout, ErrRegistry, ErrKey or, if the
+// target is something else than an OS image, osimage.ErrNotOS.
+func Sign(ctx context.Context, target string, key *Key, o Options) (Signed, error) {
+	if key == nil || key.signer == nil {
+		return Signed{}, fmt.Errorf("%w: there is none", ErrKey)
+	}
+	if IsLayout(target) {
+		return signLayout(ctx, target, key)
+	}
+	return signRemote(ctx, target, key, o)
+}
+
+func signRemote(ctx context.Context, ref string, key *Key, o Options) (Signed, error) {
+	target, err := o.parse(ref)
+	if err != nil {
+		return Signed{}, err
+	}
+	repo := target.Context()
+	desc, err := remote.Get(target, o.remote(ctx)...)
+	if err != nil {
+		return Signed{}, registryError("reading "+ref, repo, err)
+	}
+	d := digest.Digest(desc.Digest.String())
+	if _, err := osimage.ParseManifest(ocispec.Descriptor{MediaType: string(desc.MediaType), Digest: d}, desc.Manifest); err != nil {
+		return Signed{}, fmt.Errorf("signing %s: %w", ref, err)
+	}
+	tag := signatureTag(repo, d)
+	base, err := remoteSignatures(ctx, tag, o)
+	if err != nil {
+		return Signed{}, err
+	}
+	sig, err := key.sign(ctx, payload.Cosign{Image: repo.Digest(d.String())})
+	if err != nil {
+		return Signed{}, err
+	}
+	signed := Signed{Digest: d, Tag: tag.TagStr()}
+	set, existing, err := attach(base, sig, key)
+	if signed.Existing = existing; err != nil || existing {
+		return signed, err
+	}
+	if err := remote.Write(tag, set, o.remote(ctx)...); err != nil {
+		return Signed{}, registryError("pushing the signature to "+tag.String(), repo, err)
+	}
+	return signed, nil
+}
+
+func signLayout(ctx context.Context, dir string, key *Key) (Signed, error) {
+	l, err := openLayout(dir)
+	if err != nil {
+		return Signed{}, err
+	}
+	d := l.image.Digest()
+	base, err := l.signatures()
+	if err != nil {
+		return Signed{}, err
+	}
+	// A layout has no repository yet. The name in a payload is a claim for
+	// people, so it says what the image is for.
+	product := l.image.Config().Product
+	image, err := name.NewDigest("layout@" + d.String())
+	if err != nil {
+		return Signed{}, fmt.Errorf("signing %s: %w", dir, err)
+	}
+	sig, err := key.sign(ctx, payload.Cosign{Image: image, ClaimedIdentity: product})
+	if err != nil {
+		return Signed{}, err
+	}
+	signed := Signed{Digest: d, Tag: osimage.SignatureTag(d)}
+	set, existing, err := attach(base, sig, key)
+	if signed.Existing = existing; err != nil || existing {
+		return signed, err
+	}
+	if err := l.replaceSignatures(set); err != nil {
+		return Signed{}, fmt.Errorf("writing the signature into %s: %w", dir, err)
+	}
+	return signed, nil
+}
+
+// sign makes one signature over a payload.
+func (k *Key) sign(ctx context.Context, claim payload.Cosign) (oci.Signature, error) {
+	raw, err := claim.MarshalJSON()
+	if err != nil {
+		return nil, fmt.Errorf("encoding the payload: %w", err)
+	}
+	sig, err := k.signer.SignMessage(bytes.NewReader(raw), options.WithContext(ctx))
+	if err != nil {
+		return nil, fmt.Errorf("signing: %w", err)
+	}
+	return static.NewSignature(raw, base64.StdEncoding.EncodeToString(sig))
+}
+
+// attach adds sig to base unless the key has signed the same payload before;
+// ECDSA signatures differ each time, so the old one is verified, not compared.
+func attach(base *signatureSet, sig oci.Signature, key *Key) (set *signatureSet, existing bool, err error) {
+	if base != nil {
+		found, err := cosignremote.NewDupeDetector(key.signer).Find(base, sig)
+		if err != nil {
+			return nil, false, fmt.Errorf("reading the signatures that are there: %w", err)
+		}
+		if found != nil {
+			return base, true, nil
+		}
+	}
+	set, err = base.with(sig)
+	return set, false, err
+}
