@@ -1,9 +1,12 @@
 package osimage
 
 import (
+	"encoding/json"
+	"fmt"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // Signature is one cosign signature as it was found beside an image: nobody has
@@ -33,4 +36,24 @@ const (
 // digest: sha256-<hex>.sig in the same repository.
 func SignatureTag(d digest.Digest) string {
 	return strings.Replace(d.String(), ":", "-", 1) + ".sig"
+}
+
+// SignatureLayers lists the payload layers of a cosign signature manifest, at
+// most MaxSignatures of them. Layers of other kinds are passed over.
+func SignatureLayers(manifest []byte) ([]ocispec.Descriptor, error) {
+	var m ocispec.Manifest
+	if err := json.Unmarshal(manifest, &m); err != nil {
+		return nil, fmt.Errorf("%w: signature manifest: %w", ErrInvalid, err)
+	}
+	var layers []ocispec.Descriptor
+	for _, layer := range m.Layers {
+		if layer.MediaType != MediaTypeSignature || layer.Size > MaxPayload || checkDigest(layer.Digest) != nil {
+			continue
+		}
+		if len(layers) == MaxSignatures {
+			return nil, fmt.Errorf("%w: more than %d signatures", ErrInvalid, MaxSignatures)
+		}
+		layers = append(layers, layer)
+	}
+	return layers, nil
 }

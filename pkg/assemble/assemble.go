@@ -1,0 +1,183 @@
+// Package assemble turns packs into verified segments of the image. Every
+// segment is compared with the digest in the signed config before it is handed
+// on; bytes that do not match go nowhere.
+//
+// Packs that hold nothing the caller lacks are not opened. Memory is bounded by
+// a segment, a zstd window of at most 8 MiB and what the opened blobs buffer,
+// whatever the size of the image.
+package assemble
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/klauspost/compress/zstd"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/kapernikov/osctl/pkg/osimage"
+)
+
+// ErrCorrupt says that a pack does not decode to what the signed config says.
+var ErrCorrupt = errors.New("corrupt pack")
+
+// ahead is how many packs are opened before the one that is decoded: enough to
+// keep a connection busy while a pack is written, few enough to stay small.
+const ahead = 3
+
+// maxWindow bounds the memory that a hostile frame can ask for. Builders use the
+// size of a segment, 1 MiB.
+const maxWindow = 8 << 20
+
+// Blobs opens packs; opening includes fetching. It is called by several
+// goroutines.
+type Blobs interface {
+	// Expect announces how many bytes of packs will be opened.
+	Expect(total int64)
+	Open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error)
+}
+
+// pack is a pack that is needed and the number of its first segment.
+type pack struct {
+	desc  ocispec.Descriptor
+	first int
+	count int
+}
+
+// needed lists the packs with at least one segment that is lacking, and their
+// size.
+func needed(img osimage.Image, has func(i int) bool) ([]pack, int64) {
+	var list []pack
+	var size int64
+	first := 0
+	for n, count := range img.Config().Rootfs.PackSegments {
+		for i := first; i < first+count; i++ {
+			if !has(i) {
+				list = append(list, pack{desc: img.Packs()[n], first: first, count: count})
+				size += img.Packs()[n].Size
+				break
+			}
+		}
+		first += count
+	}
+	return list, size
+}
+
+// Size is the number of bytes of packs that have to be opened.
+func Size(img osimage.Image, has func(i int) bool) int64 {
+	_, size := needed(img, has)
+	return size
+}
+
+// Fetch opens every needed pack and decodes none: for a download ahead of time.
+func Fetch(ctx context.Context, img osimage.Image, has func(i int) bool, blobs Blobs) error {
+	packs, size := needed(img, has)
+	blobs.Expect(size)
+	return opened(ctx, packs, blobs, func(_ pack, rc io.Reader) error { return nil })
+}
+
+// Segments hands each lacking segment to put, in order, verified. data is valid
+// during the call only.
+func Segments(ctx context.Context, img osimage.Image, has func(i int) bool, blobs Blobs, put func(i int, data []byte) error) error {
+	decoder, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
+	if err != nil {
+		return fmt.Errorf("preparing the decoder: %w", err)
+	}
+	defer decoder.Close()
+	d := &decoding{decoder: decoder, rootfs: img.Config().Rootfs, has: has, put: put,
+		in: bufio.NewReaderSize(nil, 256<<10), buf: make([]byte, osimage.SegmentSize)}
+	packs, size := needed(img, has)
+	blobs.Expect(size)
+	return opened(ctx, packs, blobs, d.pack)
+}
+
+// opened opens the packs a few ahead and passes them to use one by one, in order.
+func opened(ctx context.Context, packs []pack, blobs Blobs, use func(pack, io.Reader) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type result struct {
+		rc  io.ReadCloser
+		err error
+	}
+	queue := make(chan chan result, ahead)
+	go func() {
+		defer close(queue)
+		for _, p := range packs {
+			r := make(chan result, 1)
+			select {
+			case queue <- r:
+			case <-ctx.Done():
+				return
+			}
+			go func() {
+				rc, err := blobs.Open(ctx, p.desc)
+				r <- result{rc, err}
+			}()
+		}
+	}()
+	var first error
+	n := 0
+	for r := range queue {
+		got := <-r
+		if got.err == nil {
+			if first == nil {
+				got.err = use(packs[n], got.rc)
+			}
+			got.err = errors.Join(got.err, got.rc.Close())
+		}
+		if got.err != nil && first == nil {
+			// The others are only waited for, so that nothing is left open.
+			first = got.err
+			cancel()
+		}
+		n++
+	}
+	if first == nil && n < len(packs) {
+		first = ctx.Err()
+	}
+	return first
+}
+
+// decoding is the state of one pass over the packs.
+type decoding struct {
+	decoder *zstd.Decoder
+	rootfs  osimage.Rootfs
+	has     func(i int) bool
+	put     func(i int, data []byte) error
+	in      *bufio.Reader
+	buf     []byte
+}
+
+// pack decodes one pack: exactly its segments and nothing after them.
+func (d *decoding) pack(p pack, rc io.Reader) error {
+	d.in.Reset(rc)
+	if err := d.decoder.Reset(d.in); err != nil {
+		return d.broken(p, err)
+	}
+	for i := p.first; i < p.first+p.count; i++ {
+		data := d.buf[:d.rootfs.SegmentLength(i)]
+		if _, err := io.ReadFull(d.decoder, data); err != nil {
+			return d.broken(p, fmt.Errorf("segment %d: %w", i, err))
+		}
+		if d.has(i) {
+			continue
+		}
+		if sha256.Sum256(data) != d.rootfs.SegmentDigest(i) {
+			return d.broken(p, fmt.Errorf("segment %d has another digest than the signed config says", i))
+		}
+		if err := d.put(i, data); err != nil {
+			return err
+		}
+	}
+	if n, err := d.decoder.Read(d.buf[:1]); n != 0 || !errors.Is(err, io.EOF) {
+		return d.broken(p, errors.New("there is more in it than its segments"))
+	}
+	return nil
+}
+
+func (d *decoding) broken(p pack, err error) error {
+	return fmt.Errorf("%w %s: %w", ErrCorrupt, p.desc.Digest, err)
+}

@@ -1,0 +1,129 @@
+// Package fetch brings OS artifacts to the machine: it resolves a name to a
+// digest once, reads the small parts (manifest, config, signatures) into memory
+// and the packs into containerd's content store.
+//
+// It is the only user of containerd's content. It goes through containerd's own
+// resolver, hosts configuration (certs.d) and the credentials of "nerdctl
+// login". It trusts nothing and decides nothing: whether an image may be
+// installed is settled by others before they open the first pack.
+//
+// A Registry and a Layout (a folder or an archive, offline) are two sources of
+// the same things; behind a Registry stands either the containerd daemon's
+// content store or, where there is no daemon, the same store as a library.
+package fetch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/kapernikov/osctl/pkg/osimage"
+)
+
+// Errors that a caller tells apart. ErrRegistry wraps all that went wrong between
+// this machine and a registry.
+var (
+	ErrRegistry  = errors.New("registry")
+	ErrNotFound  = errors.New("not found")
+	ErrDenied    = errors.New("access denied")
+	ErrReference = errors.New("malformed reference")
+	// ErrStore says that content cannot be kept or read: containerd does not
+	// answer, or its file system is full.
+	ErrStore = errors.New("content store")
+	// ErrLayout says that a folder or archive is no usable OCI layout.
+	ErrLayout = errors.New("not a usable OCI layout")
+)
+
+// Ref is a resolved reference: from here on only the digest counts. The zero
+// value is refused.
+type Ref struct {
+	name string
+	desc ocispec.Descriptor
+}
+
+// Name is what was asked for, for people.
+func (r Ref) Name() string { return r.name }
+
+// Digest is what the name meant when it was resolved.
+func (r Ref) Digest() digest.Digest { return r.desc.Digest }
+
+// blobReader opens a small blob by its descriptor.
+type blobReader interface {
+	open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error)
+}
+
+// describe reads and checks the manifest and the config.
+func describe(ctx context.Context, source blobReader, ref Ref) (osimage.Image, error) {
+	if ref.desc.Digest == "" {
+		return osimage.Image{}, fmt.Errorf("describing %s: it was not resolved", ref.name)
+	}
+	raw, err := readSmall(ctx, source, ref.desc, osimage.MaxManifest)
+	if err != nil {
+		return osimage.Image{}, fmt.Errorf("reading the manifest of %s: %w", ref.name, err)
+	}
+	manifest, err := osimage.ParseManifest(ref.desc, raw)
+	if err != nil {
+		return osimage.Image{}, fmt.Errorf("reading the manifest of %s: %w", ref.name, err)
+	}
+	config, err := readSmall(ctx, source, manifest.Config, osimage.MaxConfig)
+	if err != nil {
+		return osimage.Image{}, fmt.Errorf("reading the config of %s: %w", ref.name, err)
+	}
+	img, err := osimage.Parse(ref.desc, raw, config)
+	if err != nil {
+		return osimage.Image{}, fmt.Errorf("reading %s: %w", ref.name, err)
+	}
+	return img, nil
+}
+
+// readSmall reads a whole blob of at most limit bytes and checks its digest.
+func readSmall(ctx context.Context, source blobReader, desc ocispec.Descriptor, limit int64) ([]byte, error) {
+	if desc.Size > limit {
+		return nil, fmt.Errorf("%w: %d bytes, the limit is %d", osimage.ErrInvalid, desc.Size, limit)
+	}
+	rc, err := source.open(ctx, plain(desc))
+	if err != nil {
+		return nil, err
+	}
+	data, err := io.ReadAll(io.LimitReader(rc, desc.Size+1))
+	if err := errors.Join(err, rc.Close()); err != nil {
+		return nil, err
+	}
+	if int64(len(data)) != desc.Size || digest.FromBytes(data) != desc.Digest {
+		return nil, fmt.Errorf("%w: %s came with %d bytes of other content, expected are %d", osimage.ErrInvalid, desc.Digest, len(data), desc.Size)
+	}
+	return data, nil
+}
+
+// plain keeps of a descriptor what identifies a blob: no URLs and no embedded
+// data, by which a manifest could send the machine elsewhere.
+func plain(d ocispec.Descriptor) ocispec.Descriptor {
+	return ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}
+}
+
+// readSignatures reads the classic cosign signatures of one signature manifest.
+func readSignatures(ctx context.Context, source blobReader, desc ocispec.Descriptor) ([]osimage.Signature, error) {
+	raw, err := readSmall(ctx, source, desc, osimage.MaxManifest)
+	if err != nil {
+		return nil, err
+	}
+	layers, err := osimage.SignatureLayers(raw)
+	if err != nil {
+		return nil, err
+	}
+	var list []osimage.Signature
+	for _, layer := range layers {
+		payload, err := readSmall(ctx, source, layer, osimage.MaxPayload)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, osimage.Signature{
+			Payload: payload, Base64: layer.Annotations[osimage.SignatureAnnotation], Annotations: layer.Annotations,
+		})
+	}
+	return list, nil
+}

@@ -1,0 +1,204 @@
+package fetch
+
+import (
+	"archive/tar"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/kapernikov/osctl/pkg/osimage"
+	"github.com/kapernikov/osctl/pkg/progress"
+)
+
+// Layout is a source on this machine: an OCI layout in a folder or in an
+// uncompressed tar archive. It works without network and without containerd.
+type Layout struct {
+	name  string
+	files files
+	index ocispec.Index
+}
+
+// files opens the members of a layout by their slash-separated names.
+type files interface {
+	member(name string) (io.ReadCloser, error)
+	io.Closer
+}
+
+// OpenLayout opens a folder or an archive.
+func OpenLayout(name string) (*Layout, error) {
+	info, err := os.Stat(name)
+	if err != nil {
+		return nil, fmt.Errorf("opening layout: %w", err)
+	}
+	l := &Layout{name: name, files: folder(name)}
+	if !info.IsDir() {
+		if l.files, err = openArchive(name); err != nil {
+			return nil, fmt.Errorf("opening layout %s: %w", name, err)
+		}
+	}
+	if err := l.readIndex(); err != nil {
+		return nil, errors.Join(fmt.Errorf("opening layout %s: %w", name, err), l.Close())
+	}
+	return l, nil
+}
+
+func (l *Layout) readIndex() error {
+	rc, err := l.files.member(ocispec.ImageIndexFile)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrLayout, err)
+	}
+	raw, err := io.ReadAll(io.LimitReader(rc, osimage.MaxManifest))
+	if err := errors.Join(err, rc.Close()); err != nil {
+		return fmt.Errorf("%w: %w", ErrLayout, err)
+	}
+	if err := json.Unmarshal(raw, &l.index); err != nil {
+		return fmt.Errorf("%w: index.json: %w", ErrLayout, err)
+	}
+	return nil
+}
+
+// Close closes the archive.
+func (l *Layout) Close() error { return l.files.Close() }
+
+// Resolve finds the OS artifact of the layout: the one with the given digest, or
+// the only one when want is empty.
+func (l *Layout) Resolve(_ context.Context, want string) (Ref, error) {
+	var found []ocispec.Descriptor
+	for _, d := range l.index.Manifests {
+		isSignature := strings.HasSuffix(d.Annotations[ocispec.AnnotationRefName], ".sig")
+		if !isSignature && (want == "" || d.Digest.String() == want) {
+			found = append(found, d)
+		}
+	}
+	switch len(found) {
+	case 1:
+		return Ref{name: l.name, desc: found[0]}, nil
+	case 0:
+		return Ref{}, fmt.Errorf("%w: %s holds no image %s", ErrLayout, l.name, want)
+	}
+	return Ref{}, fmt.Errorf("%w: %s holds %d images; name one with --digest", ErrLayout, l.name, len(found))
+}
+
+// Describe reads manifest and config.
+func (l *Layout) Describe(ctx context.Context, ref Ref) (osimage.Image, error) {
+	return describe(ctx, l, ref)
+}
+
+// Signatures reads the signatures that the layout carries under cosign's tag.
+func (l *Layout) Signatures(ctx context.Context, ref Ref) ([]osimage.Signature, error) {
+	tag := osimage.SignatureTag(ref.desc.Digest)
+	var list []osimage.Signature
+	for _, d := range l.index.Manifests {
+		if d.Annotations[ocispec.AnnotationRefName] != tag {
+			continue
+		}
+		more, err := readSignatures(ctx, l, d)
+		if err != nil {
+			return nil, fmt.Errorf("reading the signatures in %s: %w", l.name, err)
+		}
+		list = append(list, more...)
+	}
+	return list, nil
+}
+
+// Blobs opens the packs; nothing is copied.
+func (l *Layout) Blobs(sink progress.Sink) *LayoutBlobs { return &LayoutBlobs{layout: l, sink: sink} }
+
+// LayoutBlobs are the packs of a layout.
+type LayoutBlobs struct {
+	layout  *Layout
+	sink    progress.Sink
+	counter *progress.Counter
+}
+
+// Expect announces how many bytes of packs will be opened.
+func (b *LayoutBlobs) Expect(total int64) {
+	b.counter = progress.NewCounter(b.sink, progress.Fetch, total)
+}
+
+// Open opens one pack.
+func (b *LayoutBlobs) Open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
+	rc, err := b.layout.open(ctx, desc)
+	if err == nil && b.counter != nil {
+		b.counter.Add(desc.Size)
+	}
+	return rc, err
+}
+
+func (l *Layout) open(_ context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
+	if err := desc.Digest.Validate(); err != nil || desc.Digest.Algorithm() != digest.SHA256 {
+		return nil, fmt.Errorf("%w: %q is no sha256 digest", ErrLayout, desc.Digest)
+	}
+	rc, err := l.files.member(path.Join(ocispec.ImageBlobsDir, "sha256", desc.Digest.Encoded()))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrLayout, err)
+	}
+	return rc, nil
+}
+
+type folder string
+
+func (f folder) member(name string) (io.ReadCloser, error) {
+	return os.Open(filepath.Join(string(f), filepath.FromSlash(name)))
+}
+
+func (folder) Close() error { return nil }
+
+// archive is an uncompressed tar: its members are read in place.
+type archive struct {
+	file    *os.File
+	members map[string][2]int64 // offset, size
+}
+
+func openArchive(name string) (*archive, error) {
+	file, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	a := &archive{file: file, members: map[string][2]int64{}}
+	if err := a.scan(); err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	return a, nil
+}
+
+func (a *archive) scan() error {
+	tr := tar.NewReader(a.file) // an os.File is seekable: contents are skipped
+	for {
+		h, err := tr.Next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("%w: an OCI archive is an uncompressed tar: %w", ErrLayout, err)
+		}
+		if h.Typeflag != tar.TypeReg {
+			continue
+		}
+		off, err := a.file.Seek(0, io.SeekCurrent)
+		if err != nil {
+			return err
+		}
+		a.members[path.Clean(h.Name)] = [2]int64{off, h.Size}
+	}
+}
+
+func (a *archive) member(name string) (io.ReadCloser, error) {
+	m, ok := a.members[name]
+	if !ok {
+		return nil, &fs.PathError{Op: "open", Path: a.file.Name() + ":" + name, Err: fs.ErrNotExist}
+	}
+	return io.NopCloser(io.NewSectionReader(a.file, m[0], m[1])), nil
+}
+
+func (a *archive) Close() error { return a.file.Close() }
