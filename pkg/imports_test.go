@@ -42,7 +42,7 @@ var table = map[string]entry{
 	"boot":       {2, []string{"grubenv", "slot", "device"}},
 	"admit":      {2, []string{"osimage", "trust"}},
 	"assemble":   {2, []string{"osimage", "progress"}},
-	"upgrade":    {3, []string{"osimage", "trust", "admit", "slot", "device", "ledger", "progress"}},
+	"upgrade":    {3, []string{"osimage", "trust", "admit", "assemble", "slot", "device", "health", "ledger", "progress"}},
 	"install":    {3, []string{"disk", "device", "progress"}},
 	"status":     {3, []string{"boot", "device", "ledger", "health"}},
 }
@@ -55,7 +55,7 @@ var owners = map[string][]string{
 	"github.com/godbus/":                     {"health"},
 	"github.com/diskfs/":                     {"disk", "install"},
 	"github.com/goccy/go-yaml":               {"config"},
-	"github.com/google/go-containerregistry": {"publish", "trust"},
+	"github.com/google/go-containerregistry": {"fetch", "publish", "trust"},
 	"github.com/spf13/cobra":                 nil, // cmd/osctl only
 }
 

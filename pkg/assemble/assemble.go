@@ -32,14 +32,6 @@ const ahead = 3
 // size of a segment, 1 MiB.
 const maxWindow = 8 << 20
 
-// Blobs opens packs; opening includes fetching. It is called by several
-// goroutines.
-type Blobs interface {
-	// Expect announces how many bytes of packs will be opened.
-	Expect(total int64)
-	Open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error)
-}
-
 // pack is a pack that is needed and the number of its first segment.
 type pack struct {
 	desc  ocispec.Descriptor
@@ -73,7 +65,7 @@ func Size(img osimage.Image, has func(i int) bool) int64 {
 }
 
 // Fetch opens every needed pack and decodes none: for a download ahead of time.
-func Fetch(ctx context.Context, img osimage.Image, has func(i int) bool, blobs Blobs) error {
+func Fetch(ctx context.Context, img osimage.Image, has func(i int) bool, blobs osimage.Blobs) error {
 	packs, size := needed(img, has)
 	blobs.Expect(size)
 	return opened(ctx, packs, blobs, func(_ pack, rc io.Reader) error { return nil })
@@ -81,7 +73,7 @@ func Fetch(ctx context.Context, img osimage.Image, has func(i int) bool, blobs B
 
 // Segments hands each lacking segment to put, in order, verified. data is valid
 // during the call only.
-func Segments(ctx context.Context, img osimage.Image, has func(i int) bool, blobs Blobs, put func(i int, data []byte) error) error {
+func Segments(ctx context.Context, img osimage.Image, has func(i int) bool, blobs osimage.Blobs, put func(i int, data []byte) error) error {
 	decoder, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
 	if err != nil {
 		return fmt.Errorf("preparing the decoder: %w", err)
@@ -95,7 +87,7 @@ func Segments(ctx context.Context, img osimage.Image, has func(i int) bool, blob
 }
 
 // opened opens the packs a few ahead and passes them to use one by one, in order.
-func opened(ctx context.Context, packs []pack, blobs Blobs, use func(pack, io.Reader) error) error {
+func opened(ctx context.Context, packs []pack, blobs osimage.Blobs, use func(pack, io.Reader) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	type result struct {
@@ -135,7 +127,7 @@ func opened(ctx context.Context, packs []pack, blobs Blobs, use func(pack, io.Re
 		}
 		n++
 	}
-	if first == nil && n < len(packs) {
+	if first == nil {
 		first = ctx.Err()
 	}
 	return first

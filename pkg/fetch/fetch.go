@@ -22,6 +22,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kapernikov/osctl/pkg/osimage"
+	"github.com/kapernikov/osctl/pkg/progress"
 )
 
 // Errors that a caller tells apart. ErrRegistry wraps all that went wrong between
@@ -38,11 +39,12 @@ var (
 	ErrLayout = errors.New("not a usable OCI layout")
 )
 
-// Ref is a resolved reference: from here on only the digest counts. The zero
-// value is refused.
+// Ref is a resolved reference: from here on only the digest counts, and
+// everything is read from where it was resolved. The zero value is refused.
 type Ref struct {
-	name string
-	desc ocispec.Descriptor
+	name   string
+	desc   ocispec.Descriptor
+	source source
 }
 
 // Name is what was asked for, for people.
@@ -51,41 +53,91 @@ func (r Ref) Name() string { return r.name }
 // Digest is what the name meant when it was resolved.
 func (r Ref) Digest() digest.Digest { return r.desc.Digest }
 
-// blobReader opens a small blob by its descriptor.
-type blobReader interface {
+// source is where a Ref was resolved.
+type source interface {
+	opener
+	// signatures finds the manifests that hold cosign signatures of a digest.
+	signatures(ctx context.Context, image digest.Digest) ([]ocispec.Descriptor, error)
+	// blobs opens packs; what it fetches is kept until release.
+	blobs(ctx context.Context, image digest.Digest, sink progress.Sink) (osimage.Blobs, error)
+	release(ctx context.Context) error
+}
+
+// opener opens a blob by its descriptor.
+type opener interface {
 	open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error)
 }
 
-// describe reads and checks the manifest and the config.
-func describe(ctx context.Context, source blobReader, ref Ref) (osimage.Image, error) {
-	if ref.desc.Digest == "" {
-		return osimage.Image{}, fmt.Errorf("describing %s: it was not resolved", ref.name)
+var errUnresolved = errors.New("the reference was not resolved")
+
+// Describe reads manifest and config into memory and checks them.
+func (r Ref) Describe(ctx context.Context) (osimage.Image, error) {
+	if r.source == nil {
+		return osimage.Image{}, errUnresolved
 	}
-	raw, err := readSmall(ctx, source, ref.desc, osimage.MaxManifest)
+	raw, err := readSmall(ctx, r.source, r.desc, osimage.MaxManifest)
 	if err != nil {
-		return osimage.Image{}, fmt.Errorf("reading the manifest of %s: %w", ref.name, err)
+		return osimage.Image{}, fmt.Errorf("reading the manifest of %s: %w", r.name, err)
 	}
-	manifest, err := osimage.ParseManifest(ref.desc, raw)
+	manifest, err := osimage.ParseManifest(r.desc, raw)
 	if err != nil {
-		return osimage.Image{}, fmt.Errorf("reading the manifest of %s: %w", ref.name, err)
+		return osimage.Image{}, fmt.Errorf("reading the manifest of %s: %w", r.name, err)
 	}
-	config, err := readSmall(ctx, source, manifest.Config, osimage.MaxConfig)
+	config, err := readSmall(ctx, r.source, manifest.Config, osimage.MaxConfig)
 	if err != nil {
-		return osimage.Image{}, fmt.Errorf("reading the config of %s: %w", ref.name, err)
+		return osimage.Image{}, fmt.Errorf("reading the config of %s: %w", r.name, err)
 	}
-	img, err := osimage.Parse(ref.desc, raw, config)
+	img, err := osimage.Parse(r.desc, raw, config)
 	if err != nil {
-		return osimage.Image{}, fmt.Errorf("reading %s: %w", ref.name, err)
+		return osimage.Image{}, fmt.Errorf("reading %s: %w", r.name, err)
 	}
 	return img, nil
 }
 
+// Signatures reads the classic cosign signatures that lie beside the image. An
+// image without any has an empty list.
+func (r Ref) Signatures(ctx context.Context) ([]osimage.Signature, error) {
+	if r.source == nil {
+		return nil, errUnresolved
+	}
+	manifests, err := r.source.signatures(ctx, r.desc.Digest)
+	if err != nil {
+		return nil, fmt.Errorf("looking for signatures of %s: %w", r.name, err)
+	}
+	var list []osimage.Signature
+	for _, desc := range manifests {
+		more, err := readSignatures(ctx, r.source, desc)
+		if err != nil {
+			return nil, fmt.Errorf("reading the signatures of %s: %w", r.name, err)
+		}
+		list = append(list, more...)
+	}
+	return list, nil
+}
+
+// Blobs opens the packs. What is fetched stays, also when the work is
+// interrupted, until Release.
+func (r Ref) Blobs(ctx context.Context, sink progress.Sink) (osimage.Blobs, error) {
+	if r.source == nil {
+		return nil, errUnresolved
+	}
+	return r.source.blobs(ctx, r.desc.Digest, sink)
+}
+
+// Release lets the packs of every image go: the slot has them.
+func (r Ref) Release(ctx context.Context) error {
+	if r.source == nil {
+		return errUnresolved
+	}
+	return r.source.release(ctx)
+}
+
 // readSmall reads a whole blob of at most limit bytes and checks its digest.
-func readSmall(ctx context.Context, source blobReader, desc ocispec.Descriptor, limit int64) ([]byte, error) {
+func readSmall(ctx context.Context, from opener, desc ocispec.Descriptor, limit int64) ([]byte, error) {
 	if desc.Size > limit {
 		return nil, fmt.Errorf("%w: %d bytes, the limit is %d", osimage.ErrInvalid, desc.Size, limit)
 	}
-	rc, err := source.open(ctx, plain(desc))
+	rc, err := from.open(ctx, plain(desc))
 	if err != nil {
 		return nil, err
 	}
@@ -106,8 +158,8 @@ func plain(d ocispec.Descriptor) ocispec.Descriptor {
 }
 
 // readSignatures reads the classic cosign signatures of one signature manifest.
-func readSignatures(ctx context.Context, source blobReader, desc ocispec.Descriptor) ([]osimage.Signature, error) {
-	raw, err := readSmall(ctx, source, desc, osimage.MaxManifest)
+func readSignatures(ctx context.Context, from opener, desc ocispec.Descriptor) ([]osimage.Signature, error) {
+	raw, err := readSmall(ctx, from, desc, osimage.MaxManifest)
 	if err != nil {
 		return nil, err
 	}
@@ -117,7 +169,7 @@ func readSignatures(ctx context.Context, source blobReader, desc ocispec.Descrip
 	}
 	var list []osimage.Signature
 	for _, layer := range layers {
-		payload, err := readSmall(ctx, source, layer, osimage.MaxPayload)
+		payload, err := readSmall(ctx, from, layer, osimage.MaxPayload)
 		if err != nil {
 			return nil, err
 		}

@@ -82,52 +82,42 @@ func (l *Layout) Resolve(_ context.Context, want string) (Ref, error) {
 	}
 	switch len(found) {
 	case 1:
-		return Ref{name: l.name, desc: found[0]}, nil
+		return Ref{name: l.name, desc: found[0], source: l}, nil
 	case 0:
 		return Ref{}, fmt.Errorf("%w: %s holds no image %s", ErrLayout, l.name, want)
 	}
 	return Ref{}, fmt.Errorf("%w: %s holds %d images; name one with --digest", ErrLayout, l.name, len(found))
 }
 
-// Describe reads manifest and config.
-func (l *Layout) Describe(ctx context.Context, ref Ref) (osimage.Image, error) {
-	return describe(ctx, l, ref)
-}
-
-// Signatures reads the signatures that the layout carries under cosign's tag.
-func (l *Layout) Signatures(ctx context.Context, ref Ref) ([]osimage.Signature, error) {
-	tag := osimage.SignatureTag(ref.desc.Digest)
-	var list []osimage.Signature
+// signatures finds those that the layout carries under cosign's tag.
+func (l *Layout) signatures(_ context.Context, image digest.Digest) ([]ocispec.Descriptor, error) {
+	var list []ocispec.Descriptor
 	for _, d := range l.index.Manifests {
-		if d.Annotations[ocispec.AnnotationRefName] != tag {
-			continue
+		if d.Annotations[ocispec.AnnotationRefName] == osimage.SignatureTag(image) {
+			list = append(list, d)
 		}
-		more, err := readSignatures(ctx, l, d)
-		if err != nil {
-			return nil, fmt.Errorf("reading the signatures in %s: %w", l.name, err)
-		}
-		list = append(list, more...)
 	}
 	return list, nil
 }
 
-// Blobs opens the packs; nothing is copied.
-func (l *Layout) Blobs(sink progress.Sink) *LayoutBlobs { return &LayoutBlobs{layout: l, sink: sink} }
+// blobs reads in place; nothing is copied and nothing needs releasing.
+func (l *Layout) blobs(_ context.Context, _ digest.Digest, sink progress.Sink) (osimage.Blobs, error) {
+	return &layoutBlobs{layout: l, sink: sink}, nil
+}
 
-// LayoutBlobs are the packs of a layout.
-type LayoutBlobs struct {
+func (l *Layout) release(context.Context) error { return nil }
+
+type layoutBlobs struct {
 	layout  *Layout
 	sink    progress.Sink
 	counter *progress.Counter
 }
 
-// Expect announces how many bytes of packs will be opened.
-func (b *LayoutBlobs) Expect(total int64) {
+func (b *layoutBlobs) Expect(total int64) {
 	b.counter = progress.NewCounter(b.sink, progress.Fetch, total)
 }
 
-// Open opens one pack.
-func (b *LayoutBlobs) Open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
+func (b *layoutBlobs) Open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
 	rc, err := b.layout.open(ctx, desc)
 	if err == nil && b.counter != nil {
 		b.counter.Add(desc.Size)

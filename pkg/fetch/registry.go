@@ -18,6 +18,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
@@ -100,7 +101,11 @@ func (r *Registry) Resolve(ctx context.Context, name string) (Ref, error) {
 	if asked := spec.Digest(); asked != "" && asked != desc.Digest {
 		return Ref{}, fmt.Errorf("resolving %s: %w: the registry answered with %s", name, ErrRegistry, desc.Digest)
 	}
-	return Ref{name: name, desc: desc}, nil
+	fetcher, err := r.resolver.Fetcher(ctx, name)
+	if err != nil {
+		return Ref{}, fmt.Errorf("%w: %q: %w", ErrReference, name, err)
+	}
+	return Ref{name: name, desc: desc, source: repository{r, spec.Locator, fetcher}}, nil
 }
 
 // explain turns the library's errors into what a person can act on.
@@ -123,13 +128,15 @@ func explain(err error) error {
 	return fmt.Errorf("%w: %w", ErrRegistry, err)
 }
 
-// at is the source for one repository.
-type at struct {
+// repository is a source at a registry.
+type repository struct {
+	*Registry
+	locator string // registry/repository
 	fetcher remotes.Fetcher
 }
 
-func (a at) open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
-	rc, err := a.fetcher.Fetch(ctx, desc)
+func (r repository) open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
+	rc, err := r.fetcher.Fetch(ctx, desc)
 	if err != nil {
 		return nil, explain(err)
 	}
@@ -147,96 +154,58 @@ func (e explained) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func (r *Registry) at(ctx context.Context, name string) (at, error) {
-	fetcher, err := r.resolver.Fetcher(ctx, name)
-	if err != nil {
-		return at{}, fmt.Errorf("%w: %q: %w", ErrReference, name, err)
-	}
-	return at{fetcher}, nil
-}
-
-// Describe reads manifest and config into memory.
-func (r *Registry) Describe(ctx context.Context, ref Ref) (osimage.Image, error) {
-	a, err := r.at(ctx, ref.name)
-	if err != nil {
-		return osimage.Image{}, err
-	}
-	return describe(ctx, a, ref)
-}
-
-// Signatures reads the classic cosign signatures of ref from the same repository.
-// An image without any has an empty list.
-func (r *Registry) Signatures(ctx context.Context, ref Ref) ([]osimage.Signature, error) {
-	spec, err := reference.Parse(ref.name)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %q", ErrReference, ref.name)
-	}
-	name := spec.Locator + ":" + osimage.SignatureTag(ref.desc.Digest)
-	_, desc, err := r.resolver.Resolve(ctx, name)
+// signatures looks at cosign's tag, with the same credentials as the pull.
+func (r repository) signatures(ctx context.Context, image digest.Digest) ([]ocispec.Descriptor, error) {
+	_, desc, err := r.resolver.Resolve(ctx, r.locator+":"+osimage.SignatureTag(image))
 	if errdefs.IsNotFound(err) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("looking for signatures at %s: %w", name, explain(err))
+		return nil, explain(err)
 	}
-	a, err := r.at(ctx, name)
+	return []ocispec.Descriptor{desc}, nil
+}
+
+func (r repository) blobs(ctx context.Context, image digest.Digest, sink progress.Sink) (osimage.Blobs, error) {
+	lease, err := r.store.hold(ctx, image)
 	if err != nil {
 		return nil, err
 	}
-	list, err := readSignatures(ctx, a, desc)
-	if err != nil {
-		return nil, fmt.Errorf("reading the signatures at %s: %w", name, err)
-	}
-	return list, nil
+	return &blobs{repository: r, lease: lease, sink: sink, count: func(int64) {}}, nil
 }
 
-// Blobs opens the packs of one image. Close lets nothing go; Release does.
-func (r *Registry) Blobs(ctx context.Context, ref Ref, sink progress.Sink) (*Blobs, error) {
-	a, err := r.at(ctx, ref.name)
-	if err != nil {
-		return nil, err
-	}
-	lease, err := r.store.hold(ctx, ref.desc.Digest)
-	if err != nil {
-		return nil, err
-	}
-	return &Blobs{registry: r, fetcher: a.fetcher, lease: lease, count: func(int64) {}, sink: sink}, nil
+func (r repository) release(ctx context.Context) error { return r.store.release(ctx) }
+
+// blobs are the packs of one image, under a lease.
+type blobs struct {
+	repository
+	lease string
+	sink  progress.Sink
+	count func(int64)
 }
 
-// Release lets the packs of every image go: the slot has them.
-func (r *Registry) Release(ctx context.Context) error { return r.store.release(ctx) }
-
-// Blobs are the packs of one image, under a lease.
-type Blobs struct {
-	registry *Registry
-	fetcher  remotes.Fetcher
-	lease    string
-	sink     progress.Sink
-	count    func(int64)
-}
-
-// Expect announces how many bytes of packs will be opened.
-func (b *Blobs) Expect(total int64) {
+// Expect starts the count for the progress display.
+func (b *blobs) Expect(total int64) {
 	b.count = progress.NewCounter(b.sink, progress.Fetch, total).Add
 }
 
 // Open makes sure that the content store holds the pack, fetching what it lacks,
 // and opens it there. It may be called by several goroutines.
-func (b *Blobs) Open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
+func (b *blobs) Open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
 	desc = plain(desc)
 	if err := b.ensure(ctx, desc); err != nil {
 		return nil, fmt.Errorf("fetching pack %s: %w", desc.Digest, err)
 	}
-	return b.registry.store.read(ctx, desc)
+	return b.store.read(ctx, desc)
 }
 
 // ensure fetches with retries. A registry's "no" is final, a broken connection
 // and a busy server are not.
-func (b *Blobs) ensure(ctx context.Context, desc ocispec.Descriptor) error {
+func (b *blobs) ensure(ctx context.Context, desc ocispec.Descriptor) error {
 	var last error
 	for attempt := range attempts {
 		if attempt > 0 {
-			if err := b.registry.pause(ctx, attempt-1); err != nil {
+			if err := b.pause(ctx, attempt-1); err != nil {
 				return errors.Join(err, last)
 			}
 		}
@@ -260,10 +229,10 @@ func final(err error) bool {
 // from the same place gives the same.
 var errDigest = errors.New("the content has another digest")
 
-func (b *Blobs) fetchOnce(ctx context.Context, desc ocispec.Descriptor) error {
-	ctx, cancel := context.WithCancel(b.registry.store.under(ctx, b.lease))
+func (b *blobs) fetchOnce(ctx context.Context, desc ocispec.Descriptor) error {
+	ctx, cancel := context.WithCancel(b.store.under(ctx, b.lease))
 	defer cancel()
-	w, err := content.OpenWriter(ctx, b.registry.store.content, content.WithRef("osctl-"+desc.Digest.String()), content.WithDescriptor(desc))
+	w, err := content.OpenWriter(ctx, b.store.content, content.WithRef("osctl-"+desc.Digest.String()), content.WithDescriptor(desc))
 	if errdefs.IsAlreadyExists(err) {
 		b.count(desc.Size)
 		return nil
@@ -289,13 +258,13 @@ func (b *Blobs) fetchOnce(ctx context.Context, desc ocispec.Descriptor) error {
 	}
 	if errdefs.IsFailedPrecondition(err) {
 		// What is there is wrong as a whole; nothing of it may be built upon.
-		return errors.Join(fmt.Errorf("%w: %w", errDigest, err), b.registry.store.content.Abort(ctx, "osctl-"+desc.Digest.String()))
+		return errors.Join(fmt.Errorf("%w: %w", errDigest, err), b.store.content.Abort(ctx, "osctl-"+desc.Digest.String()))
 	}
 	return err
 }
 
 // copy appends what is missing of the pack to its partial download.
-func (b *Blobs) copy(ctx context.Context, w content.Writer, desc ocispec.Descriptor, offset int64, cancel func()) error {
+func (b *blobs) copy(ctx context.Context, w content.Writer, desc ocispec.Descriptor, offset int64, cancel func()) error {
 	rc, err := b.fetcher.Fetch(ctx, desc)
 	if err != nil {
 		return err

@@ -9,10 +9,12 @@
 package osimage
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -257,6 +259,14 @@ func (i Image) Packs() []ocispec.Descriptor { return i.packs }
 
 // Annotations are for people; nothing is decided on them.
 func (i Image) Annotations() map[string]string { return i.annotations }
+
+// Blobs opens the packs of an image; opening includes fetching. It is used by
+// several goroutines at once.
+type Blobs interface {
+	// Expect announces how many bytes of packs will be opened.
+	Expect(total int64)
+	Open(ctx context.Context, pack ocispec.Descriptor) (io.ReadCloser, error)
+}
 
 // CompressedSize is the sum of all packs in bytes.
 func (i Image) CompressedSize() int64 {

@@ -1,0 +1,261 @@
+// Package ledger remembers what the boot state has no room for: which image each
+// slot holds, what happened, which digests failed, and the floor below which no
+// upgrade goes.
+//
+// The boot state is the truth about what boots; the ledger only explains it. It
+// is one JSON file on the data partition, replaced atomically. A machine whose
+// ledger is lost still boots, rolls back and upgrades; a file that cannot be
+// parsed is set aside, never overwritten.
+package ledger
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/kapernikov/osctl/pkg/atomicfile"
+	"github.com/kapernikov/osctl/pkg/device"
+	"github.com/kapernikov/osctl/pkg/health"
+	"github.com/kapernikov/osctl/pkg/osimage"
+)
+
+// File is the name of the ledger in the state directory.
+const File = "ledger.json"
+
+// schema is the version of the file's format.
+const schema = 1
+
+// The history keeps this many events, and as many failed digests.
+const keep = 200
+
+// ErrCorrupt says that the file is there and cannot be understood.
+var ErrCorrupt = errors.New("the ledger cannot be read")
+
+// State says how far a slot got with its image.
+type State string
+
+// The states of a slot. A slot that is being written has no entry at all.
+const (
+	Staged    State = "staged"    // written and proven, not yet committed
+	Committed State = "committed" // passed its gate once
+	Failed    State = "failed"    // fell back from it
+)
+
+// Entry describes the image in a slot.
+type Entry struct {
+	Digest    string    `json:"digest"`
+	Product   string    `json:"product"`
+	Version   string    `json:"version"`
+	Epoch     uint32    `json:"epoch"`
+	Created   time.Time `json:"created,omitzero"`
+	Reference string    `json:"reference"`
+	SignedBy  string    `json:"signedBy"`
+	State     State     `json:"state"`
+	StagedAt  time.Time `json:"stagedAt,omitzero"`
+	// Committed is when the slot passed its gate; zero before.
+	CommittedAt time.Time `json:"committedAt,omitzero"`
+	// Baseline is what the gate demands of this slot's first boot.
+	Baseline *health.Baseline `json:"baseline,omitempty"`
+}
+
+// Floor is the lowest version and epoch that may be installed.
+type Floor struct {
+	Version string `json:"version,omitempty"`
+	Epoch   uint32 `json:"epoch"`
+}
+
+// Failure is a digest that did not pass its trial.
+type Failure struct {
+	Digest  string    `json:"digest"`
+	Version string    `json:"version"`
+	Reason  string    `json:"reason"`
+	At      time.Time `json:"at"`
+}
+
+// Event is one line of the history.
+type Event struct {
+	At      time.Time   `json:"at"`
+	Kind    string      `json:"kind"` // installed, staged, committed, failed, rolled back
+	Slot    device.Slot `json:"slot,omitempty"`
+	Version string      `json:"version,omitempty"`
+	Digest  string      `json:"digest,omitempty"`
+	Reason  string      `json:"reason,omitempty"`
+}
+
+// Ledger is the content of the file.
+type Ledger struct {
+	Schema  int                    `json:"schema"`
+	Slots   map[device.Slot]*Entry `json:"slots"`
+	Floor   Floor                  `json:"floor"`
+	Failed  []Failure              `json:"failed,omitempty"`
+	History []Event                `json:"history,omitempty"`
+}
+
+// Slot returns the entry of a slot, or nil.
+func (l *Ledger) Slot(s device.Slot) *Entry { return l.Slots[s] }
+
+// FailureOf returns the recorded failure of a digest, or nil.
+func (l *Ledger) FailureOf(digest string) *Failure {
+	for i := range l.Failed {
+		if l.Failed[i].Digest == digest {
+			return &l.Failed[i]
+		}
+	}
+	return nil
+}
+
+// Add appends an event; the oldest make room.
+func (l *Ledger) Add(e Event) {
+	l.History = append(l.History, e)
+	if len(l.History) > keep {
+		l.History = slices.Delete(l.History, 0, len(l.History)-keep)
+	}
+}
+
+// Commit marks a slot as proven and raises the floor to its image. The floor
+// never falls.
+func (l *Ledger) Commit(s device.Slot, at time.Time) error {
+	e := l.Slots[s]
+	if e == nil {
+		return fmt.Errorf("committing slot %s: nothing says what it holds", s)
+	}
+	if e.State != Committed {
+		l.Add(Event{At: at, Kind: "committed", Slot: s, Version: e.Version, Digest: e.Digest})
+	}
+	e.State, e.CommittedAt = Committed, at
+	l.Failed = slices.DeleteFunc(l.Failed, func(f Failure) bool { return f.Digest == e.Digest })
+	return l.raise(Floor{Version: e.Version, Epoch: e.Epoch})
+}
+
+func (l *Ledger) raise(f Floor) error {
+	l.Floor.Epoch = max(l.Floor.Epoch, f.Epoch)
+	if l.Floor.Version == "" {
+		l.Floor.Version = f.Version
+		return nil
+	}
+	order, err := osimage.CompareVersions(f.Version, l.Floor.Version)
+	if err != nil {
+		return fmt.Errorf("raising the floor: %w", err)
+	}
+	if order > 0 {
+		l.Floor.Version = f.Version
+	}
+	return nil
+}
+
+// Fail records that the slot did not pass its trial, once a digest.
+func (l *Ledger) Fail(s device.Slot, reason string, at time.Time) {
+	f := Failure{Reason: reason, At: at}
+	if e := l.Slots[s]; e != nil {
+		e.State = Failed
+		f.Digest, f.Version = e.Digest, e.Version
+	}
+	l.Failed = slices.DeleteFunc(l.Failed, func(old Failure) bool { return old.Digest == f.Digest })
+	l.Failed = append(l.Failed, f)
+	if len(l.Failed) > keep {
+		l.Failed = slices.Delete(l.Failed, 0, len(l.Failed)-keep)
+	}
+	l.Add(Event{At: at, Kind: "failed", Slot: s, Version: f.Version, Digest: f.Digest, Reason: reason})
+}
+
+// Store is the ledger on disk.
+type Store struct{ dir string }
+
+// Open names the state directory; it need not exist yet.
+func Open(dir string) *Store { return &Store{dir} }
+
+func (s *Store) path() string { return filepath.Join(s.dir, File) }
+
+// Load reads the ledger. A missing file is an empty ledger; one that cannot be
+// understood is ErrCorrupt together with an empty ledger to go on with.
+func (s *Store) Load() (*Ledger, error) {
+	data, err := os.ReadFile(s.path())
+	if errors.Is(err, fs.ErrNotExist) {
+		return empty(), nil
+	}
+	if err != nil {
+		return empty(), fmt.Errorf("reading the ledger: %w", err)
+	}
+	l, err := Parse(data)
+	if err != nil {
+		return empty(), fmt.Errorf("reading %s: %w", s.path(), err)
+	}
+	return l, nil
+}
+
+// Parse decodes a ledger. Errors wrap ErrCorrupt.
+func Parse(data []byte) (*Ledger, error) {
+	l := empty()
+	if err := json.Unmarshal(data, l); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	if l.Schema != schema {
+		return nil, fmt.Errorf("%w: schema %d, known is %d", ErrCorrupt, l.Schema, schema)
+	}
+	if l.Floor.Version != "" {
+		if err := osimage.CheckVersion(l.Floor.Version); err != nil {
+			return nil, fmt.Errorf("%w: floor: %w", ErrCorrupt, err)
+		}
+	}
+	for name, e := range l.Slots {
+		if name.Other() == "" || e == nil {
+			return nil, fmt.Errorf("%w: slot %q", ErrCorrupt, name)
+		}
+	}
+	if l.Slots == nil {
+		l.Slots = map[device.Slot]*Entry{}
+	}
+	return l, nil
+}
+
+// Encode is the file's content.
+func (l *Ledger) Encode() ([]byte, error) {
+	data, err := json.MarshalIndent(l, "", "  ")
+	if err != nil {
+		return nil, fmt.Errorf("encoding the ledger: %w", err)
+	}
+	return append(data, '\n'), nil
+}
+
+// New returns the ledger of a machine that was just installed: slot A holds the
+// image and is what the machine may not go below.
+func New(e Entry, at time.Time) (*Ledger, error) {
+	l := empty()
+	e.State, e.StagedAt = Staged, at
+	l.Slots[device.SlotA] = &e
+	l.Add(Event{At: at, Kind: "installed", Slot: device.SlotA, Version: e.Version, Digest: e.Digest})
+	return l, l.Commit(device.SlotA, at)
+}
+
+func empty() *Ledger { return &Ledger{Schema: schema, Slots: map[device.Slot]*Entry{}} }
+
+// Update changes the ledger durably: read, change, replace. A corrupt file is
+// kept beside the new one as ledger.json.corrupt.
+func (s *Store) Update(change func(*Ledger) error) error {
+	l, err := s.Load()
+	if errors.Is(err, ErrCorrupt) {
+		err = os.Rename(s.path(), s.path()+".corrupt")
+	}
+	if err != nil {
+		return fmt.Errorf("changing the ledger: %w", err)
+	}
+	if err := change(l); err != nil {
+		return err
+	}
+	data, err := l.Encode()
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(s.dir, 0o755); err != nil {
+		return fmt.Errorf("changing the ledger: %w", err)
+	}
+	if err := atomicfile.Write(s.path(), data, 0o644); err != nil {
+		return fmt.Errorf("changing the ledger: %w", err)
+	}
+	return nil
+}

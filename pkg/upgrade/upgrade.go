@@ -1,0 +1,289 @@
+package upgrade
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/kapernikov/osctl/pkg/admit"
+	"github.com/kapernikov/osctl/pkg/assemble"
+	"github.com/kapernikov/osctl/pkg/device"
+	"github.com/kapernikov/osctl/pkg/health"
+	"github.com/kapernikov/osctl/pkg/ledger"
+	"github.com/kapernikov/osctl/pkg/osimage"
+	"github.com/kapernikov/osctl/pkg/progress"
+	"github.com/kapernikov/osctl/pkg/slot"
+	"github.com/kapernikov/osctl/pkg/trust"
+)
+
+// Offer is a resolved reference (fetch.Ref): everything about one digest.
+type Offer interface {
+	Name() string
+	Digest() digest.Digest
+	Describe(ctx context.Context) (osimage.Image, error)
+	Signatures(ctx context.Context) ([]osimage.Signature, error)
+	Blobs(ctx context.Context, sink progress.Sink) (osimage.Blobs, error)
+	Release(ctx context.Context) error
+}
+
+// Target is the inactive slot, opened exclusively (disk.Device).
+type Target interface {
+	slot.Medium
+	io.Closer
+}
+
+// bootState is what an upgrade changes of the boot state (boot.Store).
+type bootState interface {
+	Disarm(booted device.Slot) error
+	Arm(w slot.Written, tries int) error
+}
+
+// Verifier decides whether the image's signatures satisfy the policy.
+type Verifier interface {
+	Verify(ctx context.Context, img osimage.Image, sigs []osimage.Signature) (trust.Verified, error)
+}
+
+// Machine is everything that an upgrade needs of the machine it runs on.
+type Machine struct {
+	// Booted is the slot that runs; the other one is the target.
+	Booted device.Slot
+	// Facts are what admit decides on; SlotSize is filled in here.
+	Facts admit.Machine
+	// Lock keeps other changes out.
+	Lock func() (release func() error, err error)
+	// OpenSlot opens the inactive slot.
+	OpenSlot func(device.Slot) (Target, error)
+	Verifier Verifier
+	Boot     bootState
+	Ledger   *ledger.Store
+	// CloneEtc copies the /etc of one slot to the other.
+	CloneEtc func(ctx context.Context, from, to device.Slot) error
+	// Record takes the baseline for the gate of the new system.
+	Record func(ctx context.Context) (health.Baseline, error)
+	Log    *slog.Logger
+}
+
+// Options says how far to go.
+type Options struct {
+	// CheckOnly stops after the decision, DownloadOnly after the packs.
+	CheckOnly, DownloadOnly bool
+	// Retry permits a digest that failed its trial here.
+	Retry bool
+	// Tries is how many boots the new system gets.
+	Tries    int
+	Progress progress.Sink
+}
+
+// Outcome is how far an upgrade went.
+type Outcome string
+
+// The outcomes.
+const (
+	UpToDate   Outcome = "up-to-date" // the image runs already
+	Available  Outcome = "available"  // it would be installed
+	Downloaded Outcome = "downloaded"
+	Staged     Outcome = "staged" // it starts at the next boot
+)
+
+// Result is what an upgrade did.
+type Result struct {
+	Outcome  Outcome
+	Image    osimage.Image
+	SignedBy string
+	Slot     device.Slot
+	// Fetched is the number of bytes of packs that were needed, Reused the
+	// number of segments that the slot held already.
+	Fetched int64
+	Reused  int
+}
+
+// run is one upgrade on its way.
+type run struct {
+	Machine
+	Options
+	offer  Offer
+	plan   admit.Plan
+	target Target
+	result Result
+}
+
+// Run brings the offered image into the inactive slot and arms it. resolve is
+// called once, under the lock; from there on only its digest counts.
+func Run(ctx context.Context, m Machine, resolve func(context.Context) (Offer, error), o Options) (result Result, err error) {
+	release, err := m.Lock()
+	if err != nil {
+		return Result{}, err
+	}
+	defer func() { err = errors.Join(err, release()) }()
+	r := &run{Machine: m, Options: o}
+	r.result.Slot = m.Booted.Other()
+	if r.result.Slot == "" {
+		return Result{}, fmt.Errorf("choosing the slot to write: %w", device.ErrNoSlot)
+	}
+	o.Progress.Say(progress.Resolve, "resolving")
+	if r.offer, err = resolve(ctx); err != nil {
+		return Result{}, err
+	}
+	if r.target, err = m.OpenSlot(r.result.Slot); err != nil {
+		return Result{}, fmt.Errorf("opening slot %s: %w", r.result.Slot, err)
+	}
+	defer func() { err = errors.Join(err, r.target.Close()) }()
+	if err := r.decide(ctx); err != nil {
+		return Result{}, err
+	}
+	if err := r.carryOut(ctx); err != nil {
+		return Result{}, err
+	}
+	return r.result, nil
+}
+
+// decide fetches the small parts and settles whether the image may be installed.
+func (r *run) decide(ctx context.Context) error {
+	r.Progress.Say(progress.Verify, "verifying "+r.offer.Digest().String())
+	img, err := r.offer.Describe(ctx)
+	if err != nil {
+		return err
+	}
+	sigs, err := r.offer.Signatures(ctx)
+	if err != nil {
+		return err
+	}
+	verified, err := r.Verifier.Verify(ctx, img, sigs)
+	if err != nil {
+		return err
+	}
+	l, err := r.Ledger.Load()
+	if err != nil && !errors.Is(err, ledger.ErrCorrupt) {
+		return err
+	}
+	if err != nil {
+		r.Log.Warn("the ledger is lost; the floor is the running version", "error", err)
+	}
+	facts := r.facts(l)
+	if running := l.Slot(r.Booted); running != nil && running.Digest == img.Digest().String() {
+		r.result.Outcome = UpToDate
+	}
+	r.plan, err = admit.Decide(verified, facts, r.Retry)
+	if err != nil {
+		return err
+	}
+	r.result.Image, r.result.SignedBy = img, verified.KeyName()
+	return nil
+}
+
+// facts completes what admit decides on. Where the ledger is lost, the running
+// version is the floor: it was committed once, or is on trial above the floor.
+func (r *run) facts(l *ledger.Ledger) admit.Machine {
+	f := r.Facts
+	f.SlotSize = r.target.Size()
+	f.FloorVersion, f.FloorEpoch = l.Floor.Version, l.Floor.Epoch
+	if f.FloorVersion == "" {
+		f.FloorVersion = f.Version
+	}
+	f.Failed = func(digest string) (string, bool) {
+		failure := l.FailureOf(digest)
+		if failure == nil {
+			return "", false
+		}
+		return failure.Reason, true
+	}
+	return f
+}
+
+// carryOut goes on from the decision as far as the options say.
+func (r *run) carryOut(ctx context.Context) error {
+	switch {
+	case r.result.Outcome == UpToDate:
+		return nil
+	case r.CheckOnly:
+		r.result.Outcome = Available
+		return nil
+	}
+	missing, err := slot.Compare(ctx, r.result.Slot, r.target, want(r.plan.Image()), r.Progress)
+	if err != nil {
+		return err
+	}
+	r.result.Fetched = assemble.Size(r.plan.Image(), missing.Has)
+	r.result.Reused = r.plan.Image().Config().Rootfs.Segments() - missing.Count()
+	blobs, err := r.offer.Blobs(ctx, r.Progress)
+	if err != nil {
+		return err
+	}
+	if r.DownloadOnly {
+		r.result.Outcome = Downloaded
+		return assemble.Fetch(ctx, r.plan.Image(), missing.Has, blobs)
+	}
+	return r.stage(ctx, missing, blobs)
+}
+
+// stage writes the slot and makes it the next to boot.
+func (r *run) stage(ctx context.Context, missing *slot.Missing, blobs osimage.Blobs) error {
+	// The baseline comes first: a machine that cannot say what runs now could not
+	// judge the new system, and should learn that before its slot is gone.
+	baseline, err := r.Record(ctx)
+	if err != nil {
+		return fmt.Errorf("recording what runs now: %w", err)
+	}
+	if err := r.Boot.Disarm(r.Booted); err != nil {
+		return err
+	}
+	err = r.Ledger.Update(func(l *ledger.Ledger) error {
+		delete(l.Slots, r.result.Slot)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	img := r.plan.Image()
+	written, err := missing.Write(ctx, func(put func(int, []byte) error) error {
+		return assemble.Segments(ctx, img, missing.Has, blobs, put)
+	}, r.Progress)
+	if err != nil {
+		return err
+	}
+	return r.arm(ctx, written, baseline)
+}
+
+// arm makes the written slot the next to boot. What belongs to its first boot is
+// in place before the boot state names it.
+func (r *run) arm(ctx context.Context, written slot.Written, baseline health.Baseline) error {
+	r.Progress.Say(progress.Arm, "arming slot "+string(written.Slot()))
+	if err := r.CloneEtc(ctx, r.Booted, written.Slot()); err != nil {
+		return fmt.Errorf("giving slot %s its /etc: %w", written.Slot(), err)
+	}
+	c, now := r.plan.Image().Config(), time.Now().UTC()
+	err := r.Ledger.Update(func(l *ledger.Ledger) error {
+		l.Slots[written.Slot()] = &ledger.Entry{
+			Digest: written.Digest(), Product: c.Product, Version: c.Version, Epoch: c.Epoch, Created: c.Created,
+			Reference: r.offer.Name(), SignedBy: r.plan.SignedBy(), State: ledger.Staged, StagedAt: now, Baseline: &baseline,
+		}
+		l.Add(ledger.Event{At: now, Kind: "staged", Slot: written.Slot(), Version: c.Version, Digest: written.Digest()})
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := r.Boot.Arm(written, r.Tries); err != nil {
+		return err
+	}
+	r.result.Outcome = Staged
+	if err := r.offer.Release(ctx); err != nil {
+		// The system is armed; the next upgrade releases what is left.
+		r.Log.Warn("downloaded packs are still held", "error", err)
+	}
+	return nil
+}
+
+// Want is the layout of an image for package slot.
+func want(img osimage.Image) slot.Want {
+	rootfs := img.Config().Rootfs
+	return slot.Want{
+		Digest: img.Digest().String(), Size: rootfs.Size, SegmentSize: rootfs.SegmentSize,
+		SegmentDigest: rootfs.SegmentDigest,
+	}
+}
