@@ -42,7 +42,7 @@ var table = map[string]entry{
 	"boot":       {2, []string{"grubenv", "slot", "device"}},
 	"admit":      {2, []string{"osimage", "trust"}},
 	"assemble":   {2, []string{"osimage", "progress"}},
-	"upgrade":    {3, []string{"osimage", "trust", "admit", "assemble", "slot", "device", "health", "ledger", "progress"}},
+	"upgrade":    {3, []string{"osimage", "trust", "admit", "assemble", "slot", "boot", "device", "health", "ledger", "progress"}},
 	"install":    {3, []string{"disk", "device", "progress"}},
 	"status":     {3, []string{"boot", "device", "ledger", "health"}},
 }

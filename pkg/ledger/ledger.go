@@ -127,7 +127,7 @@ func (l *Ledger) Commit(s device.Slot, at time.Time) error {
 	if e.State != Committed {
 		l.Add(Event{At: at, Kind: "committed", Slot: s, Version: e.Version, Digest: e.Digest})
 	}
-	e.State, e.CommittedAt = Committed, at
+	e.State, e.CommittedAt, e.Baseline = Committed, at, nil
 	l.Failed = slices.DeleteFunc(l.Failed, func(f Failure) bool { return f.Digest == e.Digest })
 	return l.raise(Floor{Version: e.Version, Epoch: e.Epoch})
 }

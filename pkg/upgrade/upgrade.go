@@ -164,16 +164,13 @@ func (r *run) decide(ctx context.Context) error {
 	if err != nil {
 		r.Log.Warn("the ledger is lost; the floor is the running version", "error", err)
 	}
-	facts := r.facts(l)
+	r.result.Image, r.result.SignedBy = img, verified.KeyName()
 	if running := l.Slot(r.Booted); running != nil && running.Digest == img.Digest().String() {
 		r.result.Outcome = UpToDate
+		return nil
 	}
-	r.plan, err = admit.Decide(verified, facts, r.Retry)
-	if err != nil {
-		return err
-	}
-	r.result.Image, r.result.SignedBy = img, verified.KeyName()
-	return nil
+	r.plan, err = admit.Decide(verified, r.facts(l), r.Retry)
+	return err
 }
 
 // facts completes what admit decides on. Where the ledger is lost, the running
@@ -279,7 +276,7 @@ func (r *run) arm(ctx context.Context, written slot.Written, baseline health.Bas
 	return nil
 }
 
-// Want is the layout of an image for package slot.
+// want is the layout of an image for package slot.
 func want(img osimage.Image) slot.Want {
 	rootfs := img.Config().Rootfs
 	return slot.Want{

@@ -1,0 +1,179 @@
+// Package config reads the YAML files of the machine: osctl.yaml and
+// policy.yaml. Unknown keys, wrong types and wrong values are errors that name
+// file, line and what is allowed.
+//
+// It only parses: it applies no defaults that decide about trust, opens no device
+// and is imported by cmd/osctl alone, which hands the values to the packages that
+// act on them.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/goccy/go-yaml"
+)
+
+// apiVersion is the version of both formats.
+const apiVersion = "osctl.kapernikov.com/v1"
+
+// ErrInvalid says that a file is there and wrong.
+var ErrInvalid = errors.New("invalid configuration")
+
+// Auto stands for "find out on this machine".
+const Auto = "auto"
+
+// Config is osctl.yaml. docs/configuration.md describes every key.
+type Config struct {
+	APIVersion string `yaml:"apiVersion"`
+	Kind       string `yaml:"kind"`
+	// Product must equal the product of an image.
+	Product string `yaml:"product"`
+	// Reference is what "osctl upgrade" without an argument installs.
+	Reference string `yaml:"reference"`
+	// Slots are devices or files; "auto" finds the partitions rootfsA and rootfsB.
+	Slots Slots `yaml:"slots"`
+	// BootedSlot is A, B or auto (from the kernel command line).
+	BootedSlot string `yaml:"bootedSlot"`
+	// Env are the two copies of the boot state.
+	Env []string `yaml:"env"`
+	// StateDir holds the ledger.
+	StateDir string `yaml:"stateDir"`
+	// EtcDir holds A/upper and B/upper; empty means that /etc is no overlay.
+	EtcDir string `yaml:"etcDir"`
+	// RuntimeDir is for what lasts until the next boot: the lock and reports.
+	RuntimeDir string `yaml:"runtimeDir"`
+	// Tries is how many boots a new system gets, 1 to 9.
+	Tries      int        `yaml:"tries"`
+	Containerd Containerd `yaml:"containerd"`
+	Health     Health     `yaml:"health"`
+}
+
+// Slots are the devices of the slots.
+type Slots struct {
+	A string `yaml:"A"`
+	B string `yaml:"B"`
+}
+
+// Containerd says where the daemon listens.
+type Containerd struct {
+	Address string `yaml:"address"`
+	// Namespace holds osctl's own content.
+	Namespace string `yaml:"namespace"`
+	// HostsDir is the certs.d folder.
+	HostsDir string `yaml:"hostsDir"`
+}
+
+// Health configures the gate.
+type Health struct {
+	// Deadline is how long a new system may take to become healthy.
+	Deadline Duration `yaml:"deadline"`
+	// Soak is how long it must then stay so.
+	Soak Duration `yaml:"soak"`
+	// RequiredUnits must be active.
+	RequiredUnits []string `yaml:"requiredUnits"`
+}
+
+// Duration is a time.Duration written as in Go: 30s, 5m.
+type Duration time.Duration
+
+// UnmarshalYAML parses a duration.
+func (d *Duration) UnmarshalYAML(text []byte) error {
+	var s string
+	if err := yaml.Unmarshal(text, &s); err != nil {
+		return err
+	}
+	v, err := time.ParseDuration(s)
+	if err != nil || v <= 0 {
+		return fmt.Errorf("%q is no duration; write for example 30s or 5m", s)
+	}
+	*d = Duration(v)
+	return nil
+}
+
+// Defaults is the configuration of the reference machine.
+func Defaults() Config {
+	return Config{
+		Slots: Slots{A: Auto, B: Auto}, BootedSlot: Auto,
+		Env:      []string{"/efi/osctl/a/grubenv", "/efi/osctl/b/grubenv"},
+		StateDir: "/data/osctl", EtcDir: "/data/etc", RuntimeDir: "/run/osctl", Tries: 3,
+		Containerd: Containerd{Address: "/run/containerd/containerd.sock", Namespace: "osctl", HostsDir: "/etc/containerd/certs.d"},
+		Health:     Health{Deadline: Duration(5 * time.Minute), Soak: Duration(10 * time.Second)},
+	}
+}
+
+// Load reads the first of the named files that exists over the defaults. The
+// image's file comes last in the list, the one in /etc first.
+func Load(names ...string) (Config, error) {
+	c := Defaults()
+	name, data, err := first(names)
+	if err != nil || data == nil {
+		return c, err
+	}
+	if err := decode(name, data, &c, "Config"); err != nil {
+		return c, err
+	}
+	return c, c.check(name)
+}
+
+// first reads the first file that exists; none is no error here.
+func first(names []string) (string, []byte, error) {
+	for _, name := range names {
+		data, err := os.ReadFile(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return name, nil, fmt.Errorf("reading the configuration: %w", err)
+		}
+		return name, data, nil
+	}
+	return "", nil, nil
+}
+
+// header is what both formats begin with.
+type header struct {
+	APIVersion string `yaml:"apiVersion"`
+	Kind       string `yaml:"kind"`
+}
+
+func decode(name string, data []byte, into any, kind string) error {
+	var h header
+	if err := yaml.Unmarshal(data, &h); err != nil {
+		return fmt.Errorf("%w: %s: %s", ErrInvalid, name, yaml.FormatError(err, false, true))
+	}
+	if h.APIVersion != apiVersion || h.Kind != kind {
+		return fmt.Errorf("%w: %s: it has apiVersion %q and kind %q, expected are %q and %q", ErrInvalid, name, h.APIVersion, h.Kind, apiVersion, kind)
+	}
+	if err := yaml.UnmarshalWithOptions(data, into, yaml.Strict(), yaml.DisallowUnknownField()); err != nil {
+		return fmt.Errorf("%w: %s: %s", ErrInvalid, name, yaml.FormatError(err, false, true))
+	}
+	return nil
+}
+
+func (c Config) check(name string) error {
+	complain := func(key, text string) error {
+		return fmt.Errorf("%w: %s: %s: %s", ErrInvalid, name, key, text)
+	}
+	switch {
+	case c.Tries < 1 || c.Tries > 9:
+		return complain("tries", fmt.Sprintf("%d; allowed are 1 to 9", c.Tries))
+	case len(c.Env) != 2:
+		return complain("env", fmt.Sprintf("%d files; expected are two copies", len(c.Env)))
+	case c.BootedSlot != Auto && c.BootedSlot != "A" && c.BootedSlot != "B":
+		return complain("bootedSlot", fmt.Sprintf("%q; allowed are auto, A and B", c.BootedSlot))
+	}
+	for key, path := range map[string]string{
+		"env[0]": c.Env[0], "env[1]": c.Env[1], "stateDir": c.StateDir, "runtimeDir": c.RuntimeDir,
+		"containerd.address": c.Containerd.Address,
+	} {
+		if !filepath.IsAbs(path) {
+			return complain(key, fmt.Sprintf("%q; expected is an absolute path", path))
+		}
+	}
+	return nil
+}

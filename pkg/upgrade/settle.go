@@ -1,0 +1,215 @@
+package upgrade
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/kapernikov/osctl/pkg/boot"
+	"github.com/kapernikov/osctl/pkg/device"
+	"github.com/kapernikov/osctl/pkg/health"
+	"github.com/kapernikov/osctl/pkg/ledger"
+)
+
+// settler is what the end of a boot changes of the boot state (boot.Store).
+type settler interface {
+	Load() (boot.State, []boot.Problem, error)
+	Commit(booted device.Slot) error
+	FallBack() error
+	Acknowledge() error
+	Repair() error
+}
+
+// Settlement is everything that Settle needs of the machine.
+type Settlement struct {
+	Booted device.Boot
+	Lock   func() (release func() error, err error)
+	Boot   settler
+	Ledger *ledger.Store
+	// Gate runs the health gate against a baseline.
+	Gate func(ctx context.Context, b health.Baseline) health.Report
+	Log  *slog.Logger
+}
+
+// Action is what Settle did.
+type Action string
+
+// The actions.
+const (
+	Nothing      Action = "nothing to do"
+	Kept         Action = "committed"
+	WentBack     Action = "rolled back" // the machine must reboot now
+	Acknowledged Action = "recorded the fall back"
+	Unproven     Action = "not committed"
+)
+
+// Verdict is the outcome of Settle.
+type Verdict struct {
+	Action Action
+	Slot   device.Slot // what the action is about
+	Reason string
+	Report *health.Report // nil when the gate was not asked
+}
+
+// Settle ends a boot: a trial is committed when the gate is green, or its failure
+// is recorded and the boot state goes back; a fall back that GRUB made is
+// recorded. The caller reboots when the verdict says WentBack.
+//
+// What is recorded comes before what is changed, except at a commit, where the
+// floor rises only after the boot state holds. A ledger that cannot be written
+// never keeps a machine on a bad slot.
+func Settle(ctx context.Context, m Settlement) (v Verdict, err error) {
+	release, err := m.Lock()
+	if err != nil {
+		return Verdict{}, err
+	}
+	defer func() { err = errors.Join(err, release()) }()
+	state, problems, err := m.Boot.Load()
+	for _, p := range problems {
+		m.Log.Warn("boot state", "problem", p.String())
+	}
+	unknown := errors.Is(err, boot.ErrUnknown)
+	if err != nil && !unknown {
+		return Verdict{}, err
+	}
+	booted := m.Booted.Slot
+	switch {
+	case unknown:
+		return m.adopt(ctx, "no copy of the boot state was valid")
+	case state.Phase == boot.FellBack:
+		return m.acknowledge(state)
+	case state.Phase == boot.Trial && booted == state.Rootfs:
+		return m.judge(ctx)
+	case state.Phase == boot.Trial && m.Booted.Kind == "unsaved":
+		return m.refuseTrial(state)
+	case state.Phase == boot.Trial:
+		return Verdict{Action: Nothing, Slot: state.Rootfs, Reason: "slot " + string(state.Rootfs) + " is armed; it starts at the next boot"}, nil
+	case booted != state.Rootfs:
+		return m.adopt(ctx, fmt.Sprintf("slot %s could not be started", state.Rootfs))
+	}
+	// Committed, and running. A cut between the commit and the ledger is mended here.
+	if err := errors.Join(m.record(booted), m.Boot.Repair()); err != nil {
+		return Verdict{}, err
+	}
+	return Verdict{Action: Nothing, Slot: booted, Reason: "slot " + string(booted) + " is committed"}, nil
+}
+
+// judge asks the gate about the system on trial.
+func (m Settlement) judge(ctx context.Context) (Verdict, error) {
+	booted := m.Booted.Slot
+	report := m.Gate(ctx, m.baseline(booted))
+	if err := ctx.Err(); err != nil {
+		// The gate was interrupted, not failed: the next boot judges again.
+		return Verdict{}, err
+	}
+	v := Verdict{Slot: booted, Report: &report, Reason: report.Reason()}
+	if !report.Green {
+		m.fail(booted, v.Reason)
+		v.Action = WentBack
+		return v, mild(m.Log, m.Boot.FallBack())
+	}
+	if err := mild(m.Log, m.Boot.Commit(booted)); err != nil {
+		return v, err
+	}
+	v.Action = Kept
+	return v, m.record(booted)
+}
+
+// acknowledge records that GRUB, or the gate before the reboot, gave the trial up.
+func (m Settlement) acknowledge(state boot.State) (Verdict, error) {
+	failed := state.Rootfs.Other()
+	v := Verdict{Action: Acknowledged, Slot: failed, Reason: "it used up its boots without reaching the gate's verdict"}
+	err := m.Ledger.Update(func(l *ledger.Ledger) error {
+		if e := l.Slot(failed); e != nil && e.State == ledger.Failed {
+			if f := l.FailureOf(e.Digest); f != nil {
+				v.Reason = f.Reason
+			}
+			return nil
+		}
+		l.Fail(failed, v.Reason, time.Now().UTC())
+		return nil
+	})
+	if err != nil {
+		return Verdict{}, err
+	}
+	return v, mild(m.Log, m.Boot.Acknowledge())
+}
+
+// refuseTrial ends a trial that GRUB never took because it could not save.
+func (m Settlement) refuseTrial(state boot.State) (Verdict, error) {
+	v := Verdict{Action: Acknowledged, Slot: state.Rootfs, Reason: "GRUB could not save the boot state, so the trial was not taken"}
+	m.fail(state.Rootfs, v.Reason)
+	if err := mild(m.Log, m.Boot.FallBack()); err != nil {
+		return Verdict{}, err
+	}
+	return v, mild(m.Log, m.Boot.Acknowledge())
+}
+
+// adopt commits the running slot when the boot state names another one, or none,
+// and the machine is fit. Otherwise all stays: GRUB finds its way again.
+func (m Settlement) adopt(ctx context.Context, reason string) (Verdict, error) {
+	booted := m.Booted.Slot
+	report := m.Gate(ctx, health.Baseline{})
+	v := Verdict{Action: Unproven, Slot: booted, Report: &report, Reason: reason + "; " + report.Reason()}
+	if err := ctx.Err(); err != nil || !report.Green {
+		return v, err
+	}
+	if err := mild(m.Log, m.Boot.Commit(booted)); err != nil {
+		return v, err
+	}
+	v.Action, v.Reason = Kept, reason
+	err := m.Ledger.Update(func(l *ledger.Ledger) error {
+		l.Add(ledger.Event{At: time.Now().UTC(), Kind: "adopted", Slot: booted, Reason: reason})
+		return nil
+	})
+	return v, errors.Join(err, m.record(booted))
+}
+
+// record brings the ledger up to a commit, once.
+func (m Settlement) record(s device.Slot) error {
+	l, err := m.Ledger.Load()
+	if err != nil {
+		m.Log.Warn("the commit is not recorded", "error", err)
+		return nil
+	}
+	if e := l.Slot(s); e == nil || e.State == ledger.Committed {
+		return nil
+	}
+	return m.Ledger.Update(func(l *ledger.Ledger) error { return l.Commit(s, time.Now().UTC()) })
+}
+
+// fail records a failure; that it cannot be recorded must not keep the machine
+// on the slot that failed.
+func (m Settlement) fail(s device.Slot, reason string) {
+	err := m.Ledger.Update(func(l *ledger.Ledger) error {
+		l.Fail(s, reason, time.Now().UTC())
+		return nil
+	})
+	if err != nil {
+		m.Log.Error("the failure is not recorded", "slot", s, "reason", reason, "error", err)
+	}
+}
+
+// baseline is what staging recorded for this slot's first boot.
+func (m Settlement) baseline(s device.Slot) health.Baseline {
+	l, err := m.Ledger.Load()
+	if err != nil {
+		m.Log.Warn("what ran before the upgrade is unknown", "error", err)
+	}
+	if e := l.Slot(s); e != nil && e.Baseline != nil {
+		return *e.Baseline
+	}
+	return health.Baseline{}
+}
+
+// mild lets a change pass that is in effect in one copy only; Repair mends the
+// other one at the next boot.
+func mild(log *slog.Logger, err error) error {
+	if errors.Is(err, boot.ErrOneCopy) {
+		log.Warn("boot state", "error", err)
+		return nil
+	}
+	return err
+}
