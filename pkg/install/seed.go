@@ -1,0 +1,112 @@
+package install
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// newSeed makes a temporary folder with the first tree of the data partition:
+//
+//	containerd/          containerd's root
+//	etc/A/upper          what this machine's /etc has beyond the image's
+//	etc/A/work           of the overlay, same file system as upper
+//	osctl/ledger.json    what the slots hold
+func newSeed(opts Options) (string, error) {
+	root, err := os.MkdirTemp("", "osctl-install-")
+	if err != nil {
+		return "", err
+	}
+	if err := fillSeed(root, opts); err != nil {
+		return "", errors.Join(err, os.RemoveAll(root))
+	}
+	return root, nil
+}
+
+func fillSeed(root string, opts Options) error {
+	// The root folder of the file system gets the mode of this one.
+	if err := os.Chmod(root, 0o755); err != nil {
+		return err
+	}
+	upper := filepath.Join(root, "etc/A/upper")
+	for _, dir := range []string{filepath.Join(root, "containerd"), upper, filepath.Join(root, "etc/A/work"), filepath.Join(root, "osctl")} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	if err := writeFile(filepath.Join(root, "osctl/ledger.json"), opts.Ledger, 0o644); err != nil {
+		return err
+	}
+	if opts.Etc == "" {
+		return nil
+	}
+	// Stat first: a missing folder is a mistake, not an empty one.
+	if info, err := os.Stat(opts.Etc); err != nil {
+		return fmt.Errorf("reading the files for /etc: %w", err)
+	} else if !info.IsDir() {
+		return fmt.Errorf("reading the files for /etc: %s is not a folder", opts.Etc)
+	}
+	return copyTree(opts.Etc, upper)
+}
+
+// copyTree copies folders, plain files and links with their modes. Anything
+// else in an /etc is a mistake and named.
+func copyTree(from, to string) error {
+	return filepath.WalkDir(from, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		relative, err := filepath.Rel(from, path)
+		if err != nil {
+			return err
+		}
+		target := filepath.Join(to, relative)
+		info, err := entry.Info()
+		if err != nil {
+			return err
+		}
+		switch kind := entry.Type(); {
+		case relative == ".":
+			return nil // a link to a folder is followed at the top only
+		case kind.IsDir():
+			if err := os.Mkdir(target, 0o700); err != nil {
+				return err
+			}
+			return os.Chmod(target, info.Mode().Perm())
+		case kind == fs.ModeSymlink:
+			link, err := os.Readlink(path)
+			if err != nil {
+				return err
+			}
+			return os.Symlink(link, target)
+		case kind.IsRegular():
+			return copyFile(path, target, info.Mode().Perm())
+		default:
+			return fmt.Errorf("copying %s: it is neither a plain file, nor a folder, nor a link", path)
+		}
+	})
+}
+
+func copyFile(from, to string, mode fs.FileMode) error {
+	source, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = source.Close() }() // read only
+	content, err := io.ReadAll(source)
+	if err != nil {
+		return fmt.Errorf("copying %s: %w", from, err)
+	}
+	return writeFile(to, content, mode)
+}
+
+// writeFile writes a new file with this mode, whatever the umask is.
+func writeFile(path string, content []byte, mode fs.FileMode) error {
+	if err := os.WriteFile(path, content, 0o600); err != nil {
+		return err
+	}
+	return os.Chmod(path, mode)
+}
