@@ -1,0 +1,93 @@
+package etc
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kapernikov/osctl/pkg/atomicfile"
+	"github.com/kapernikov/osctl/pkg/device"
+)
+
+// Clone makes the upper directory of slot to a copy of that of slot from, within
+// dir (UppersDir on a machine), and its work directory anew. What the other slot
+// had there is lost. Ownership, modes, times, extended attributes, whiteouts,
+// opaque directories, symbolic and hard links are kept.
+//
+// A cut at any moment leaves the old or the new directory of slot to, whole; what
+// it leaves beside that, the next Clone removes. A slot from without an upper
+// directory runs the image's own /etc, and so will the clone. Files that change
+// while they are copied may be copied in either state. Clone fails if from and to
+// are the same slot, or if dir does not exist.
+func Clone(dir string, from, to device.Slot) error {
+	if err := clone(dir, from, to); err != nil {
+		return fmt.Errorf("cloning /etc of slot %s for slot %s: %w", from, to, err)
+	}
+	return nil
+}
+
+func clone(dir string, from, to device.Slot) error {
+	if from.Other() == "" || to != from.Other() {
+		return errors.New("want the two different slots")
+	}
+	if _, err := os.Stat(dir); err != nil {
+		return err
+	}
+	next := filepath.Join(dir, "."+string(to)+".new")
+	if err := os.RemoveAll(next); err != nil { // left by a cut
+		return err
+	}
+	err := build(filepath.Join(dir, string(from), "upper"), next)
+	if err == nil {
+		err = replace(dir, next, filepath.Join(dir, string(to)))
+	}
+	return errors.Join(err, os.RemoveAll(next))
+}
+
+// build makes the directory of a slot at path, durably.
+func build(upper, path string) error {
+	for _, name := range []string{path, filepath.Join(path, "work")} {
+		if err := os.Mkdir(name, 0o700); err != nil {
+			return err
+		}
+	}
+	target := filepath.Join(path, "upper")
+	if err := copyTree(upper, target); errors.Is(err, errGone) {
+		if err := makeDir(target, 0o755); err != nil {
+			return err
+		}
+	} else if err != nil {
+		return err
+	}
+	return syncFileSystem(path)
+}
+
+// replace puts next in the place of path, at once; next is then what was there.
+func replace(dir, next, path string) error {
+	err := unix.Renameat2(unix.AT_FDCWD, next, unix.AT_FDCWD, path, unix.RENAME_EXCHANGE)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = os.Rename(next, path)
+	}
+	if err != nil {
+		return fmt.Errorf("replacing %s: %w", path, err)
+	}
+	return atomicfile.SyncDir(dir)
+}
+
+// syncFileSystem makes everything on the file system of path durable: one call
+// for a tree of small files.
+func syncFileSystem(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	err = unix.Syncfs(int(d.Fd()))
+	if err != nil {
+		err = &fs.PathError{Op: "syncfs", Path: path, Err: err}
+	}
+	return errors.Join(err, d.Close())
+}
