@@ -1,6 +1,7 @@
 package publish
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -135,7 +136,11 @@ func (l layout) replaceSignatures(set *signatureSet) error {
 		blobs = append(blobs, payload)
 	}
 	for _, b := range blobs {
-		if err := replaceFile(l.blobPath(digest.FromBytes(b)), b); err != nil {
+		path := l.blobPath(digest.FromBytes(b))
+		if there, err := readLimited(path, int64(len(b))); err == nil && bytes.Equal(there, b) {
+			continue
+		}
+		if err := replaceFile(path, b); err != nil {
 			return err
 		}
 	}

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"sync/atomic"
+	"sync"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -110,7 +110,7 @@ func upload(ctx context.Context, pusher *remote.Pusher, repo name.Repository, bl
 			if err := pusher.Upload(ctx, repo, b); err != nil {
 				return err
 			}
-			b.count(b.desc.Size - b.sent.Load())
+			b.begin(b.desc.Size)
 			return nil
 		})
 	}
@@ -122,15 +122,33 @@ type blob struct {
 	path string
 	desc ocispec.Descriptor
 	hash v1.Hash
-	add  func(n int64)
-	sent atomic.Int64 // bytes of the current attempt
+	add  func(n int64) // the progress
+
+	mu      sync.Mutex
+	attempt int
+	sent    int64 // bytes that the progress knows of
 }
 
 var _ v1.Layer = (*blob)(nil)
 
-func (b *blob) count(n int64) {
-	b.sent.Add(n)
-	b.add(n)
+// begin starts an attempt with so many bytes done and returns the function that
+// counts its further ones. A request that failed may read on for a while; what
+// it still counts is dropped.
+func (b *blob) begin(done int64) (count func(n int64)) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.attempt++
+	attempt := b.attempt
+	b.add(done - b.sent)
+	b.sent = done
+	return func(n int64) {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if attempt == b.attempt {
+			b.sent += n
+			b.add(n)
+		}
+	}
 }
 
 // Compressed opens the file anew; each attempt starts at its beginning, and the
@@ -140,12 +158,11 @@ func (b *blob) Compressed() (io.ReadCloser, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrLayout, err)
 	}
-	b.count(-b.sent.Load())
 	verified := newVerifyingReader(f, b.desc.Digest)
 	return struct {
 		io.Reader
 		io.Closer
-	}{progress.Reader(verified, b.count), verified}, nil
+	}{progress.Reader(verified, b.begin(0)), verified}, nil
 }
 
 // The remaining methods are what v1.Layer asks for; packs are no file system

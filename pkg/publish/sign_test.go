@@ -328,10 +328,27 @@ func TestPushCarriesSignatures(t *testing.T) {
 
 func TestSignRefusesAFullSet(t *testing.T) {
 	dir := threePacks(t)
-	for range osimage.MaxSignatures {
-		if _, err := Sign(t.Context(), dir, testKey(t), Options{}); err != nil {
-			t.Fatal(err)
-		}
+	key := testKey(t)
+	if _, err := Sign(t.Context(), dir, key, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	l, err := openLayout(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	set, err := l.signatures()
+	if err != nil {
+		t.Fatal(err)
+	}
+	one, err := set.Get()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if set, err = set.with(slices.Repeat(one, osimage.MaxSignatures-1)...); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.replaceSignatures(set); err != nil {
+		t.Fatal(err)
 	}
 	before, err := os.ReadFile(filepath.Join(dir, "index.json"))
 	if err != nil {
