@@ -173,7 +173,11 @@ func (f facts) lockers(info fs.FileInfo) []string {
 			continue
 		}
 		pid, err := strconv.Atoi(fields[4])
-		if err != nil || pid <= 0 || pid == os.Getpid() {
+		if err != nil || pid == os.Getpid() {
+			continue
+		}
+		if pid <= 0 {
+			users = append(users, "locked, as QEMU does with the disk of a running machine")
 			continue
 		}
 		name := readLine(filepath.Join(f.proc, fields[4], "comm"))

@@ -203,6 +203,44 @@ func TestESPRefusals(t *testing.T) {
 	}
 }
 
+// lie makes d read back from a medium that has lost all writes from now on.
+func lie(t *testing.T, d *Device) {
+	t.Helper()
+	path, _ := d.Path()
+	content, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := filepath.Join(t.TempDir(), "medium")
+	if err := os.WriteFile(other, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	stale, err := os.Open(other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.medium.direct.file, d.medium.direct.buffer = stale, alignedBuffer(directChunk)
+}
+
+func TestWritesThatDoNotReachTheMediumAreFound(t *testing.T) {
+	d := newDisk(t, testLayout.MinDiskSize())
+	partitions, err := testLayout.Place(d.Size())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := WriteTable(d, partitions); err != nil {
+		t.Fatal(err)
+	}
+	lie(t, d)
+	if err := WriteESP(d, espFiles()); !errors.Is(err, ErrReadBack) {
+		t.Errorf("WriteESP = %v, want ErrReadBack", err)
+	}
+	partitions[4].Size -= MiB
+	if err := WriteTable(d, partitions); !errors.Is(err, ErrTable) {
+		t.Errorf("WriteTable = %v, want ErrTable", err)
+	}
+}
+
 func TestESPFillsUpToTheLastCluster(t *testing.T) {
 	size := int64(minESP)
 	empty, err := newFAT(size, 0, []File{{"x", nil}})

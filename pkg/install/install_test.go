@@ -12,8 +12,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/kapernikov/osctl/pkg/disk"
 )
 
@@ -341,70 +339,5 @@ func TestInstallRefusesAnImageThatCannotBoot(t *testing.T) {
 				t.Errorf("after the failure the disk holds %s", what)
 			}
 		})
-	}
-}
-
-// TestFailureLeavesABlankDisk shows that a failure at a late moment leaves
-// nothing that boots, also where something did before, that a file made for it
-// is removed, and that the same command then converges without Force.
-func TestFailureLeavesABlankDisk(t *testing.T) {
-	if testing.Short() {
-		t.Skip("runs mkfs.ext4 and debugfs")
-	}
-	needPrograms(t, "mkfs.ext4", "debugfs")
-	opts := goodOptions(t, ext4Image(t, goodFiles()))
-	write := opts.WriteSlot
-	broken := errors.New("the network went away")
-	fail := func(context.Context, *disk.Device) error {
-		if what := contents(t, opts.Target); what != "" {
-			t.Errorf("while the slot is written the disk holds %s", what)
-		}
-		return broken
-	}
-
-	opts.WriteSlot = fail
-	if _, err := Install(t.Context(), opts); !errors.Is(err, broken) {
-		t.Fatalf("Install = %v", err)
-	}
-	if _, err := os.Stat(opts.Target); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("the new file is still there: %v", err)
-	}
-
-	opts.WriteSlot = write
-	if _, err := Install(t.Context(), opts); err != nil {
-		t.Fatal(err)
-	}
-	const complete = "a GPT partition table with boot, rootfsA, rootfsB, rescue, data"
-	if diff := cmp.Diff(complete, contents(t, opts.Target)); diff != "" {
-		t.Error(diff)
-	}
-	opts.Size = 0
-	if _, err := Install(t.Context(), opts); err == nil || !strings.Contains(err.Error(), complete) {
-		t.Fatalf("a second install = %v, want a refusal that says what is there", err)
-	}
-
-	opts.Force, opts.WriteSlot = true, fail
-	if _, err := Install(t.Context(), opts); !errors.Is(err, broken) {
-		t.Fatalf("Install = %v", err)
-	}
-	if what := contents(t, opts.Target); what != "" {
-		t.Errorf("after the failure the disk holds %s", what)
-	}
-	opts.Force, opts.WriteSlot = false, write
-	if _, err := Install(t.Context(), opts); err != nil {
-		t.Fatal(err)
-	}
-
-	opts.Force = true
-	ctx, cancel := context.WithCancel(t.Context())
-	opts.WriteSlot = func(ctx context.Context, slot *disk.Device) error {
-		defer cancel()
-		return write(ctx, slot)
-	}
-	if _, err := Install(ctx, opts); !errors.Is(err, context.Canceled) {
-		t.Fatalf("Install = %v, want canceled", err)
-	}
-	if what := contents(t, opts.Target); what != "" {
-		t.Errorf("after a cancellation the disk holds %s", what)
 	}
 }
