@@ -13,8 +13,8 @@ suite=bookworm
 # Files newer than this get this time, so that equal packages give equal trees.
 export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-1767225600}
 
-inputs=("$here/base.sh" "$here/packages.txt" "$here/initramfs/osctl.conf" "$here/initramfs/modules")
-key=$({ sha256sum <"${BASH_SOURCE[0]}"; cat "${inputs[@]:1}"; echo "$SOURCE_DATE_EPOCH"; } | sha256sum | cut -c1-16)
+inputs=("$here/customize.sh" "$here/packages.txt" "$here/initramfs/osctl.conf" "$here/initramfs/modules")
+key=$(cat "${BASH_SOURCE[0]}" "${inputs[@]}" <(echo "$SOURCE_DATE_EPOCH") | sha256sum | cut -c1-16)
 
 mkdir -p "$cache"
 cache=$(cd "$cache" && pwd)
@@ -48,7 +48,9 @@ names() {
 
 lists=$(mktemp --suffix=.list)
 part=$out.part
-trap 'rm -f "$lists" "$part"' EXIT
+tree=$cache/base.tree
+trap 'rm -rf "$lists" "$part" "$tree"' EXIT
+rm -rf "$tree"
 sources >"$lists"
 from=()
 if [[ -s $lists ]]; then
@@ -57,7 +59,7 @@ fi
 
 # Licences stay; manuals, translations and documentation go.
 # shellcheck disable=SC2016 # mmdebstrap's hooks expand $1
-mmdebstrap --mode=root --variant=minbase --format=tar --quiet \
+mmdebstrap --mode=root --variant=minbase --format=directory --quiet \
 	--include="$(names)" \
 	--aptopt='Apt::Install-Recommends "false"' \
 	--dpkgopt='path-exclude=/usr/share/man/*' \
@@ -71,8 +73,11 @@ mmdebstrap --mode=root --variant=minbase --format=tar --quiet \
 	--essential-hook='mkdir -p "$1/etc/initramfs-tools/conf.d" "$1/usr/share/initramfs-tools/modules.d"' \
 	--essential-hook="upload '$here/initramfs/osctl.conf' /etc/initramfs-tools/conf.d/osctl.conf" \
 	--essential-hook="upload '$here/initramfs/modules' /usr/share/initramfs-tools/modules.d/osctl" \
-	"$suite" - "${from[@]}" 9>&- | zstd -q -3 -T2 -o "$part" -f
+	"$suite" "$tree" "${from[@]}" 9>&- >&2
+"$here/customize.sh" "$tree" >&2
 
+tar -C "$tree" --sort=name --numeric-owner --xattrs --xattrs-include='*' \
+	--mtime="@$SOURCE_DATE_EPOCH" --clamp-mtime -c . | zstd -q -3 -T2 -f -o "$part"
 mv "$part" "$out"
 # Older trees of the same cache have been replaced.
 find "$cache" -maxdepth 1 -name 'base-*.tar.zst' ! -path "$out" -delete
