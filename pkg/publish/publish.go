@@ -33,6 +33,12 @@ var (
 	// ErrRegistry says that a registry could not be reached or did not do what
 	// it was asked for.
 	ErrRegistry = errors.New("registry or network")
+	// ErrDenied says that the registry wants other credentials (401, 403). It
+	// comes wrapped together with ErrRegistry.
+	ErrDenied = errors.New("access denied")
+	// ErrNotFound says that the registry has no such name (404). It comes
+	// wrapped together with ErrRegistry.
+	ErrNotFound = errors.New("not found")
 	// ErrReference says that a string is no reference to an image in a registry.
 	ErrReference = errors.New("malformed reference")
 	// ErrLayout says that a directory is no OCI layout with one OS image, or a
@@ -105,28 +111,24 @@ func (o Options) parse(ref string) (name.Reference, error) {
 	return parsed, nil
 }
 
-// registryError adds what was being done, and a next step, to an error of the
-// registry library. Errors of our own that came through it keep their kind.
-func registryError(doing string, repo name.Repository, err error) error {
+// registryError adds what was being done to an error of the registry library,
+// and its kind. Errors of our own that came through it keep theirs.
+func registryError(doing string, err error) error {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrLayout) {
 		return fmt.Errorf("%s: %w", doing, err)
 	}
-	next := fmt.Sprintf("is %s up and reachable from here?", repo.RegistryStr())
-	var answer *transport.Error
-	if errors.As(err, &answer) {
+	if errors.Is(err, errPlainHTTP) {
+		return fmt.Errorf("%s: %w: %w; give --plain-http if everybody on the way may read and alter what is sent", doing, ErrRegistry, err)
+	}
+	if answer := (*transport.Error)(nil); errors.As(err, &answer) {
 		switch answer.StatusCode {
 		case http.StatusUnauthorized, http.StatusForbidden:
-			next = fmt.Sprintf("log in with `nerdctl login %s` as somebody who may write to %s", repo.RegistryStr(), repo.RepositoryStr())
+			return fmt.Errorf("%s: %w: %w: %w", doing, ErrRegistry, ErrDenied, err)
 		case http.StatusNotFound:
-			next = fmt.Sprintf("check the name and whether %s exists on %s", repo.RepositoryStr(), repo.RegistryStr())
-		default:
-			next = "see the registry's log"
+			return fmt.Errorf("%s: %w: %w: %w", doing, ErrRegistry, ErrNotFound, err)
 		}
 	}
-	if errors.Is(err, errPlainHTTP) {
-		next = "give --plain-http if you accept that everybody on the way can read and alter it"
-	}
-	return fmt.Errorf("%s: %w: %w; %s", doing, ErrRegistry, err, next)
+	return fmt.Errorf("%s: %w: %w", doing, ErrRegistry, err)
 }
 
 // guard keeps requests that nobody permitted from going out in the clear: the

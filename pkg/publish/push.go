@@ -48,18 +48,18 @@ func Push(ctx context.Context, dir, ref string, o Options) (digest.Digest, error
 	repo := target.Context()
 	doing := "pushing to " + ref
 	if err := upload(ctx, pusher, repo, blobs, progress.NewCounter(o.Progress, progress.Push, total), o.jobs()); err != nil {
-		return "", registryError(doing, repo, err)
+		return "", registryError(doing, err)
 	}
 	manifest := rawManifest(l.image.RawManifest())
 	if err := pusher.Put(ctx, repo.Digest(d.String()), manifest); err != nil {
-		return "", registryError(doing, repo, err)
+		return "", registryError(doing, err)
 	}
 	if err := l.pushSignatures(ctx, pusher, repo, o); err != nil {
 		return "", err
 	}
 	if _, ok := target.(name.Tag); ok {
 		if err := pusher.Put(ctx, target, manifest); err != nil {
-			return "", registryError(doing, repo, err)
+			return "", registryError(doing, err)
 		}
 	}
 	return d, nil

@@ -54,7 +54,7 @@ func signRemote(ctx context.Context, ref string, key *Key, o Options) (Signed, e
 	repo := target.Context()
 	desc, err := remote.Get(target, o.remote(ctx)...)
 	if err != nil {
-		return Signed{}, registryError("reading "+ref, repo, err)
+		return Signed{}, registryError("reading "+ref, err)
 	}
 	d := digest.Digest(desc.Digest.String())
 	if _, err := osimage.ParseManifest(ocispec.Descriptor{MediaType: string(desc.MediaType), Digest: d}, desc.Manifest); err != nil {
@@ -75,7 +75,7 @@ func signRemote(ctx context.Context, ref string, key *Key, o Options) (Signed, e
 		return signed, err
 	}
 	if err := remote.Write(tag, set, o.remote(ctx)...); err != nil {
-		return Signed{}, registryError("pushing the signature to "+tag.String(), repo, err)
+		return Signed{}, registryError("pushing the signature to "+tag.String(), err)
 	}
 	return signed, nil
 }

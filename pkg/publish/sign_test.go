@@ -244,7 +244,7 @@ func TestSignRefusesWhatIsNoOSImage(t *testing.T) {
 			t.Errorf("%s: the registry was written: %q", tag, writes)
 		}
 	}
-	if _, err := Sign(t.Context(), reg.ref(":none"), testKey(t), quick()); !errors.Is(err, ErrRegistry) || !strings.Contains(err.Error(), "check the name") {
+	if _, err := Sign(t.Context(), reg.ref(":none"), testKey(t), quick()); !errors.Is(err, ErrRegistry) || !errors.Is(err, ErrNotFound) {
 		t.Errorf("a tag that does not exist: %v", err)
 	}
 }

@@ -118,7 +118,7 @@ func remoteSignatures(ctx context.Context, tag name.Tag, o Options) (*signatureS
 		return nil, nil
 	}
 	if err != nil {
-		return nil, registryError(doing, tag.Context(), err)
+		return nil, registryError(doing, err)
 	}
 	set := &signatureSet{img}
 	if err := set.check(); err != nil {
@@ -155,7 +155,7 @@ func (l layout) pushSignatures(ctx context.Context, pusher *remote.Pusher, repo 
 		}
 	}
 	if err := pusher.Push(ctx, tag, local); err != nil {
-		return registryError("pushing signatures to "+tag.String(), repo, err)
+		return registryError("pushing signatures to "+tag.String(), err)
 	}
 	return nil
 }
