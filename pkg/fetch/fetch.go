@@ -32,8 +32,10 @@ var (
 	ErrNotFound  = errors.New("not found")
 	ErrDenied    = errors.New("access denied")
 	ErrReference = errors.New("malformed reference")
-	// ErrStore says that content cannot be kept or read: containerd does not
-	// answer, or its file system is full.
+	// ErrDaemon says that containerd does not answer.
+	ErrDaemon = errors.New("containerd does not answer")
+	// ErrStore says that content cannot be kept or read, because its file
+	// system is full for example.
 	ErrStore = errors.New("content store")
 	// ErrLayout says that a folder or archive is no usable OCI layout.
 	ErrLayout = errors.New("not a usable OCI layout")

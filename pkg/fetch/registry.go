@@ -123,7 +123,7 @@ func explain(err error) error {
 		// Over gRPC only the text of the daemon's error arrives.
 		return fmt.Errorf("%w: its file system is full: %w", ErrStore, err)
 	case errdefs.IsUnavailable(err) && !errors.As(err, &status):
-		return fmt.Errorf("%w: containerd went away (systemctl status containerd): %w", ErrStore, err)
+		return fmt.Errorf("%w: %w", ErrDaemon, err)
 	}
 	return fmt.Errorf("%w: %w", ErrRegistry, err)
 }
@@ -214,6 +214,7 @@ func (b *blobs) ensure(ctx context.Context, desc ocispec.Descriptor) error {
 			return nil
 		}
 		last = explain(err)
+		// The context's end also looks like an absent daemon.
 		if final(last) || ctx.Err() != nil {
 			break
 		}
@@ -222,7 +223,8 @@ func (b *blobs) ensure(ctx context.Context, desc ocispec.Descriptor) error {
 }
 
 func final(err error) bool {
-	return errors.Is(err, ErrDenied) || errors.Is(err, ErrNotFound) || errors.Is(err, ErrStore) || errors.Is(err, errDigest)
+	return errors.Is(err, ErrDenied) || errors.Is(err, ErrNotFound) || errors.Is(err, ErrStore) ||
+		errors.Is(err, ErrDaemon) || errors.Is(err, errDigest)
 }
 
 // errDigest says that a complete pack has the wrong content: fetching it again
@@ -232,7 +234,7 @@ var errDigest = errors.New("the content has another digest")
 func (b *blobs) fetchOnce(ctx context.Context, desc ocispec.Descriptor) error {
 	ctx, cancel := context.WithCancel(b.store.under(ctx, b.lease))
 	defer cancel()
-	w, err := content.OpenWriter(ctx, b.store.content, content.WithRef("osctl-"+desc.Digest.String()), content.WithDescriptor(desc))
+	w, err := content.OpenWriter(ctx, b.store.content, content.WithRef(ingest(desc)), content.WithDescriptor(desc))
 	if errdefs.IsAlreadyExists(err) {
 		b.count(desc.Size)
 		return nil
@@ -246,7 +248,12 @@ func (b *blobs) fetchOnce(ctx context.Context, desc ocispec.Descriptor) error {
 		return fmt.Errorf("%w: %w", ErrStore, err)
 	}
 	if status.Offset < desc.Size {
-		if err := b.copy(ctx, w, desc, status.Offset, cancel); err != nil {
+		err := b.copy(ctx, w, desc, status.Offset, cancel)
+		if refusedRange(err) {
+			// This registry cannot continue; the next attempt starts at the beginning.
+			return errors.Join(err, w.Close(), b.store.content.Abort(ctx, ingest(desc)))
+		}
+		if err != nil {
 			return err
 		}
 	} else {
@@ -258,9 +265,17 @@ func (b *blobs) fetchOnce(ctx context.Context, desc ocispec.Descriptor) error {
 	}
 	if errdefs.IsFailedPrecondition(err) {
 		// What is there is wrong as a whole; nothing of it may be built upon.
-		return errors.Join(fmt.Errorf("%w: %w", errDigest, err), b.store.content.Abort(ctx, "osctl-"+desc.Digest.String()))
+		return errors.Join(fmt.Errorf("%w: %w", errDigest, err), b.store.content.Abort(ctx, ingest(desc)))
 	}
 	return err
+}
+
+// ingest is the name of a partial download in the content store.
+func ingest(desc ocispec.Descriptor) string { return "osctl-" + desc.Digest.String() }
+
+func refusedRange(err error) bool {
+	var status remoteerrors.ErrUnexpectedStatus
+	return errors.As(err, &status) && status.StatusCode == http.StatusRequestedRangeNotSatisfiable
 }
 
 // copy appends what is missing of the pack to its partial download.

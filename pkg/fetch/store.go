@@ -44,7 +44,7 @@ func Dial(ctx context.Context, address, namespace string) (*Store, error) {
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%w: containerd does not answer at %s (systemctl status containerd): %w", ErrStore, address, err)
+		return nil, fmt.Errorf("%w at %s: %w", ErrDaemon, address, err)
 	}
 	return &Store{content: client.ContentStore(), leases: client.LeasesService(), namespace: namespace, close: client.Close}, nil
 }
