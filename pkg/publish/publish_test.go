@@ -277,6 +277,25 @@ func TestPushTriesAgain(t *testing.T) {
 	}
 }
 
+// A request that was given up may still read its body while the next one runs.
+func TestProgressDropsWhatAnAbandonedAttemptCounts(t *testing.T) {
+	var sum int64
+	b := &blob{add: func(n int64) { sum += n }}
+	first := b.begin(0)
+	first(70)
+	second := b.begin(0)
+	first(30)
+	second(50)
+	if sum != 50 {
+		t.Errorf("the progress says %d bytes, want those of the second attempt, 50", sum)
+	}
+	b.begin(100)
+	second(50)
+	if sum != 100 {
+		t.Errorf("at the end the progress says %d bytes of 100", sum)
+	}
+}
+
 func TestPushReportsTheRegistry(t *testing.T) {
 	dir := threePacks(t)
 	for _, tt := range []struct {

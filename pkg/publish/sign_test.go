@@ -312,9 +312,13 @@ func TestPushCarriesSignatures(t *testing.T) {
 	if _, err := Sign(t.Context(), dir, third, Options{}); err != nil {
 		t.Fatal(err)
 	}
-	for range 2 {
+	for i := range 2 {
+		reg.requests("")
 		if _, err := Push(t.Context(), dir, reg.ref(":1.1"), quick()); err != nil {
 			t.Fatal(err)
+		}
+		if wrote := slices.Contains(reg.requests("PUT "), "PUT /v2/os/manifests/"+osimage.SignatureTag(d)); wrote != (i == 0) {
+			t.Errorf("push %d wrote signatures: %t", i, wrote)
 		}
 		sigs := fetchSignatures(t, reg.ref(""), d)
 		if len(sigs) != 3 {

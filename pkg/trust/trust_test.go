@@ -260,7 +260,7 @@ func TestKeysBesideASignatureAreIgnored(t *testing.T) {
 	img := image(t, "1.1")
 	ours, key := ecdsaPair(t), ecdsaKey(t, elliptic.P256())
 	stranger := newPair(t, key)
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "stranger"}, NotAfter: time.Now().Add(time.Hour)}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "stranger"}, NotAfter: time.Now().Add(-time.Hour)}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
 		t.Fatal(err)
@@ -280,7 +280,7 @@ func TestKeysBesideASignatureAreIgnored(t *testing.T) {
 	got, err := verifier(t, ours).Verify(t.Context(), img, []osimage.Signature{annotate(stranger.sign(t, payloadFor(img.Digest())))})
 	refused(t, got, err, trust.UnknownKey)
 
-	// Nor do they spoil a good signature.
+	// Nor do they spoil a good signature: the certificate has expired.
 	got, err = verifier(t, ours).Verify(t.Context(), img, []osimage.Signature{annotate(ours.sign(t, payloadFor(img.Digest())))})
 	if err != nil || got.KeyName() != "a-key" {
 		t.Errorf("a good signature with odd annotations: %+v, %v", got, err)
