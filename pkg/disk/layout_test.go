@@ -263,8 +263,8 @@ func TestBlockDevice(t *testing.T) {
 	if err := WriteTable(d, partitions); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := d.ReadBackAt(make([]byte, 5000), 777); err != nil {
-		t.Error(err)
+	if _, err := d.ReadBackAt(make([]byte, 5000), 777); err != nil || d.medium.direct.cached {
+		t.Errorf("ReadBackAt on a block device = %v, through the page cache: %v", err, d.medium.direct.cached)
 	}
 	if err := d.Close(); err != nil {
 		t.Fatal(err)

@@ -58,8 +58,9 @@ func (m *medium) readBack(p []byte, off int64) (int, error) {
 			return done + n, err
 		}
 		n, err := r.readAligned(p[done:], off+int64(done))
-		if errors.Is(err, unix.EINVAL) {
-			// Some file systems accept the flag and refuse the read.
+		if errors.Is(err, unix.EINVAL) && !m.block {
+			// Some file systems accept the flag and refuse the read. No
+			// block device does, so there it is an error.
 			r.cached = true
 			continue
 		}

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/kapernikov/osctl/pkg/disk"
@@ -138,12 +139,16 @@ func TestInstall(t *testing.T) {
 	needPrograms(t, "mkfs.ext4", "debugfs", "e2fsck", "fsck.vfat", "mtype", "sgdisk", "mksquashfs")
 	etc := t.TempDir()
 	for path, content := range map[string]string{"hostname": "machine-7\n", "ssh/key": "secret"} {
-		if err := os.MkdirAll(filepath.Dir(filepath.Join(etc, path)), 0o750); err != nil {
+		path = filepath.Join(etc, path)
+		if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(filepath.Join(etc, path), []byte(content), 0o600); err != nil {
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if err := os.Chmod(filepath.Join(etc, "hostname"), 0o644); err != nil {
+		t.Fatal(err)
 	}
 	if err := os.Symlink("/usr/share/zoneinfo/UTC", filepath.Join(etc, "localtime")); err != nil {
 		t.Fatal(err)
@@ -158,6 +163,10 @@ func TestInstall(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			opts := goodOptions(t, image)
 			opts.Etc = etc
+			if err := os.WriteFile(opts.Target, bytes.Repeat([]byte("old"), smallSize/3+1)[:smallSize], 0o600); err != nil {
+				t.Fatal(err)
+			}
+			opts.Force = true
 			partitions, err := Install(t.Context(), opts)
 			if err != nil {
 				t.Fatal(err)
@@ -181,6 +190,11 @@ func checkDisk(t *testing.T, opts Options, partitions []disk.Partition, image []
 	}
 	if at := partitions[1].Offset; !bytes.Equal(content[at:at+int64(len(image))], image) {
 		t.Error("slot A does not hold the image")
+	}
+	for _, p := range partitions[2:4] {
+		if !bytes.Equal(content[p.Offset:p.Offset+disk.MiB], make([]byte, disk.MiB)) {
+			t.Errorf("the old start of %s is still there", p.Label)
+		}
 	}
 	esp := filepath.Join(t.TempDir(), "esp")
 	if err := os.WriteFile(esp, content[partitions[0].Offset:][:partitions[0].Size], 0o600); err != nil {
@@ -215,9 +229,10 @@ func checkData(t *testing.T, target string, offset int64) {
 	}
 	// inode/mode/uid/gid/name/size, see debugfs(8)
 	for path, want := range map[string][]string{
-		"/":            {"/040755/0/0/containerd/", "/040755/0/0/etc/", "/040755/0/0/osctl/"},
-		"/etc/A":       {"/040755/0/0/upper/", "/040755/0/0/work/"},
-		"/etc/A/upper": {"/100600/0/0/hostname/", "/040750/0/0/ssh/", "/120777/0/0/localtime/", "/040755/0/0/./"},
+		"/":                {"/040755/0/0/./", "/040755/0/0/containerd/", "/040755/0/0/etc/", "/040755/0/0/osctl/"},
+		"/etc/A":           {"/040755/0/0/upper/", "/040755/0/0/work/"},
+		"/etc/A/upper/ssh": {"/100600/0/0/key/"},
+		"/etc/A/upper":     {"/100644/0/0/hostname/", "/040750/0/0/ssh/", "/120777/0/0/localtime/", "/040755/0/0/./"},
 	} {
 		out := run(t, "debugfs", "-R", "ls -p "+path, system)
 		for _, entry := range want {
@@ -283,6 +298,12 @@ func TestInstallRefuses(t *testing.T) {
 			func(err error) bool {
 				return errors.Is(err, fs.ErrNotExist) && strings.Contains(err.Error(), "files for /etc")
 			}},
+		{"a device in the etc folder", func(t *testing.T, o *Options) {
+			o.Etc = t.TempDir()
+			if err := syscall.Mkfifo(filepath.Join(o.Etc, "pipe"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}, func(err error) bool { return strings.Contains(err.Error(), "pipe: it is neither") }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			opts := goodOptions(t, image)
@@ -323,6 +344,7 @@ func TestInstallRefusesAnImageThatCannotBoot(t *testing.T) {
 		{"no grub.cfg", ext4Image(t, map[string][]byte{"BOOTX64.EFI": loader()}), "grub.cfg", fs.ErrNotExist.Error()},
 		{"empty grub.cfg", ext4Image(t, map[string][]byte{"BOOTX64.EFI": loader(), "grub.cfg": nil}), "grub.cfg", "it is empty"},
 		{"no EFI program", ext4Image(t, map[string][]byte{"BOOTX64.EFI": []byte("\x7fELF"), "grub.cfg": {'x'}}), "BOOTX64.EFI", "not an EFI program"},
+		{"endless loader", ext4Image(t, map[string][]byte{"BOOTX64.EFI": append([]byte("MZ"), make([]byte, maxBootFile)...), "grub.cfg": {'x'}}), "BOOTX64.EFI", "more than 16777216 bytes"},
 		{"nothing at all", ext4Image(t, nil), "grub.cfg", fs.ErrNotExist.Error()},
 		{"no file system", make([]byte, 8192), "", "neither ext4 nor squashfs"},
 		{"a damaged file system", append(ext4Image(t, goodFiles())[:4096], make([]byte, 1<<20)...), "grub.cfg", "debugfs: "},
