@@ -41,6 +41,9 @@ type Config struct {
 	BootedSlot string `yaml:"bootedSlot"`
 	// Env are the two copies of the boot state.
 	Env []string `yaml:"env"`
+	// Policy is the file that says whose signatures count; empty means
+	// /etc/osctl/policy.yaml or, without that, the image's own.
+	Policy string `yaml:"policy"`
 	// StateDir holds the ledger.
 	StateDir string `yaml:"stateDir"`
 	// EtcDir holds A/upper and B/upper; empty means that /etc is no overlay.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/kapernikov/osctl/pkg/admit"
 	"github.com/kapernikov/osctl/pkg/assemble"
+	"github.com/kapernikov/osctl/pkg/boot"
 	"github.com/kapernikov/osctl/pkg/device"
 	"github.com/kapernikov/osctl/pkg/health"
 	"github.com/kapernikov/osctl/pkg/ledger"
@@ -39,6 +40,7 @@ type Target interface {
 
 // bootState is what an upgrade changes of the boot state (boot.Store).
 type bootState interface {
+	Load() (boot.State, []boot.Problem, error)
 	Disarm(booted device.Slot) error
 	Arm(w slot.Written, tries int) error
 }
@@ -169,8 +171,20 @@ func (r *run) decide(ctx context.Context) error {
 		r.result.Outcome = UpToDate
 		return nil
 	}
+	if r.armed(l, img) {
+		r.result.Outcome = Staged
+		return nil
+	}
 	r.plan, err = admit.Decide(verified, r.facts(l), r.Retry)
 	return err
+}
+
+// armed reports whether an earlier run brought this very image as far as it goes.
+func (r *run) armed(l *ledger.Ledger, img osimage.Image) bool {
+	state, _, err := r.Boot.Load()
+	e := l.Slot(r.result.Slot)
+	return err == nil && state.Phase == boot.Trial && state.Rootfs == r.result.Slot &&
+		e != nil && e.State == ledger.Staged && e.Digest == img.Digest().String()
 }
 
 // facts completes what admit decides on. Where the ledger is lost, the running
@@ -195,7 +209,7 @@ func (r *run) facts(l *ledger.Ledger) admit.Machine {
 // carryOut goes on from the decision as far as the options say.
 func (r *run) carryOut(ctx context.Context) error {
 	switch {
-	case r.result.Outcome == UpToDate:
+	case r.result.Outcome != "":
 		return nil
 	case r.CheckOnly:
 		r.result.Outcome = Available
@@ -236,14 +250,35 @@ func (r *run) stage(ctx context.Context, missing *slot.Missing, blobs osimage.Bl
 	if err != nil {
 		return err
 	}
-	img := r.plan.Image()
-	written, err := missing.Write(ctx, func(put func(int, []byte) error) error {
-		return assemble.Segments(ctx, img, missing.Has, blobs, put)
-	}, r.Progress)
+	written, err := write(ctx, missing, r.plan.Image(), blobs, r.Progress)
 	if err != nil {
 		return err
 	}
 	return r.arm(ctx, written, baseline)
+}
+
+// write fills a slot from the packs.
+func write(ctx context.Context, missing *slot.Missing, img osimage.Image, blobs osimage.Blobs, sink progress.Sink) (slot.Written, error) {
+	return missing.Write(ctx, func(put func(int, []byte) error) error {
+		return assemble.Segments(ctx, img, missing.Has, blobs, put)
+	}, sink)
+}
+
+// Fill writes a verified image into a slot that no machine runs yet: the first
+// install, which has nothing to admit it and nothing to arm.
+func Fill(ctx context.Context, name device.Slot, medium slot.Medium, v trust.Verified, offer Offer, sink progress.Sink) (slot.Written, error) {
+	if !v.Valid() {
+		return slot.Written{}, errors.New("filling a slot with an image that was not verified")
+	}
+	missing, err := slot.Compare(ctx, name, medium, want(v.Image()), sink)
+	if err != nil {
+		return slot.Written{}, err
+	}
+	blobs, err := offer.Blobs(ctx, sink)
+	if err != nil {
+		return slot.Written{}, err
+	}
+	return write(ctx, missing, v.Image(), blobs, sink)
 }
 
 // arm makes the written slot the next to boot. What belongs to its first boot is

@@ -1,0 +1,217 @@
+// Package status takes one read-only snapshot of the machine: what runs, what is
+// on trial, what waits in the other slot, what failed and why.
+//
+// It tells the truth as far as it can be known and never fails: what cannot be
+// read is a problem in the snapshot. The boot state decides what boots; the ledger
+// only explains what the slots hold, and where the two disagree the snapshot says
+// so.
+package status
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kapernikov/osctl/pkg/boot"
+	"github.com/kapernikov/osctl/pkg/device"
+	"github.com/kapernikov/osctl/pkg/health"
+	"github.com/kapernikov/osctl/pkg/ledger"
+)
+
+// Snapshot is the answer of "osctl status --json"; its schema is
+// docs/status.schema.json.
+type Snapshot struct {
+	APIVersion string `json:"apiVersion"`
+	Kind       string `json:"kind"`
+	Product    string `json:"product"`
+	// Architecture is a GOARCH name.
+	Architecture string `json:"architecture"`
+	// State is committed, trial, armed, fell back or unknown.
+	State string `json:"state"`
+	// TriesLeft counts the boots that a trial has left.
+	TriesLeft int `json:"triesLeft,omitempty"`
+	// NextBoot is the slot that GRUB will boot.
+	NextBoot device.Slot `json:"nextBoot,omitempty"`
+	// Booted is the running system, Other what the other slot holds.
+	Booted System `json:"booted"`
+	Other  System `json:"other"`
+	// Last is the newest event of the history.
+	Last *ledger.Event `json:"last,omitempty"`
+	// LastFailure is the newest digest that did not pass its trial.
+	LastFailure *ledger.Failure `json:"lastFailure,omitempty"`
+	Floor       ledger.Floor    `json:"floor"`
+	Workloads   []Workload      `json:"workloads"`
+	Space       *Space          `json:"space,omitempty"`
+	Problems    []string        `json:"problems"`
+}
+
+// System is what one slot holds.
+type System struct {
+	Slot    device.Slot `json:"slot,omitempty"`
+	Version string      `json:"version,omitempty"`
+	// Name is the running system's PRETTY_NAME.
+	Name      string `json:"name,omitempty"`
+	Digest    string `json:"digest,omitempty"`
+	Reference string `json:"reference,omitempty"`
+	SignedBy  string `json:"signedBy,omitempty"`
+	// State is the ledger's: staged, committed, failed; empty for a slot that
+	// holds nothing that is known.
+	State       ledger.State `json:"state,omitempty"`
+	StagedAt    time.Time    `json:"stagedAt,omitzero"`
+	CommittedAt time.Time    `json:"committedAt,omitzero"`
+}
+
+// Workload is a container and what it does now.
+type Workload struct {
+	Name   string `json:"name"`
+	Image  string `json:"image"`
+	Status string `json:"status"`
+}
+
+// Space is the data partition's, in bytes.
+type Space struct {
+	Path  string `json:"path"`
+	Total uint64 `json:"total"`
+	Free  uint64 `json:"free"`
+}
+
+// Sources are where the facts come from.
+type Sources struct {
+	Product string
+	// Booted is the slot that runs; BootedErr says why that is unknown.
+	Booted    device.Boot
+	BootedErr error
+	Release   device.Release
+	Boot      interface {
+		Load() (boot.State, []boot.Problem, error)
+	}
+	Ledger *ledger.Store
+	// Containers lists what runs; nil leaves the workloads out.
+	Containers func(ctx context.Context) ([]health.Container, error)
+	// DataDir is a path on the data partition.
+	DataDir string
+	// Degraded are the problems that preinit found.
+	Degraded []string
+}
+
+// Take takes the snapshot.
+func Take(ctx context.Context, s Sources) Snapshot {
+	shot := Snapshot{
+		APIVersion: "osctl.kapernikov.com/v1", Kind: "Status", Product: s.Product,
+		Architecture: device.Architecture(), State: "unknown",
+		Workloads: []Workload{}, Problems: slices.Clone(s.Degraded),
+	}
+	if shot.Problems == nil {
+		shot.Problems = []string{}
+	}
+	if s.BootedErr != nil {
+		shot.complain("the booted slot is unknown", s.BootedErr)
+	}
+	l, err := s.Ledger.Load()
+	if err != nil {
+		shot.complain("what the slots hold is unknown", err)
+	}
+	shot.systems(s, l)
+	shot.bootState(s)
+	if len(l.History) > 0 {
+		shot.Last = &l.History[len(l.History)-1]
+	}
+	if len(l.Failed) > 0 {
+		shot.LastFailure = &l.Failed[len(l.Failed)-1]
+	}
+	shot.Floor = l.Floor
+	shot.containers(ctx, s)
+	shot.space(s.DataDir)
+	return shot
+}
+
+func (shot *Snapshot) complain(what string, err error) {
+	shot.Problems = append(shot.Problems, fmt.Sprintf("%s: %v", what, err))
+}
+
+func (shot *Snapshot) systems(s Sources, l *ledger.Ledger) {
+	shot.Booted = system(s.Booted.Slot, l)
+	shot.Other = system(s.Booted.Slot.Other(), l)
+	shot.Booted.Name = s.Release.Name
+	switch {
+	case shot.Booted.Version == "":
+		shot.Booted.Version = s.Release.Version
+	case s.Release.Version != "" && shot.Booted.Version != s.Release.Version:
+		shot.complain("the ledger does not fit the system", fmt.Errorf("it says slot %s holds %s, but %s runs", s.Booted.Slot, shot.Booted.Version, s.Release.Version))
+	}
+}
+
+func system(slot device.Slot, l *ledger.Ledger) System {
+	e := l.Slot(slot)
+	if e == nil {
+		return System{Slot: slot}
+	}
+	return System{
+		Slot: slot, Version: e.Version, Digest: e.Digest, Reference: e.Reference, SignedBy: e.SignedBy,
+		State: e.State, StagedAt: e.StagedAt, CommittedAt: e.CommittedAt,
+	}
+}
+
+func (shot *Snapshot) bootState(s Sources) {
+	state, problems, err := s.Boot.Load()
+	for _, p := range problems {
+		shot.complain("boot state", errors.New(p.String()))
+	}
+	if err != nil {
+		shot.complain("boot state", err)
+		return
+	}
+	shot.NextBoot = state.Rootfs
+	switch {
+	case state.Phase == boot.FellBack:
+		shot.State = "fell back"
+	case state.Phase == boot.Trial && state.Rootfs == s.Booted.Slot:
+		shot.State, shot.TriesLeft = "trial", state.Tries
+		if state.Tries == 0 {
+			shot.NextBoot = state.Rootfs.Other()
+		}
+	case state.Phase == boot.Trial:
+		shot.State, shot.TriesLeft = "armed", state.Tries
+	case state.Rootfs != s.Booted.Slot && s.Booted.Slot != "":
+		shot.State = "unknown"
+		shot.complain("boot state", fmt.Errorf("slot %s is committed, but slot %s runs", state.Rootfs, s.Booted.Slot))
+	default:
+		shot.State = "committed"
+	}
+}
+
+func (shot *Snapshot) containers(ctx context.Context, s Sources) {
+	if s.Containers == nil {
+		return
+	}
+	list, err := s.Containers(ctx)
+	if err != nil {
+		shot.complain("the workloads are unknown", err)
+		return
+	}
+	for _, c := range list {
+		shot.Workloads = append(shot.Workloads, Workload{Name: c.Workload.String(), Image: c.Image, Status: c.Status})
+	}
+}
+
+func (shot *Snapshot) space(dir string) {
+	if dir == "" {
+		return
+	}
+	var st unix.Statfs_t
+	err := unix.Statfs(dir, &st)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && st.Blocks == 0 {
+		shot.complain("the data partition is missing", fmt.Errorf("%s", dir))
+		return
+	}
+	if err != nil {
+		shot.complain("the data partition cannot be asked", err)
+		return
+	}
+	shot.Space = &Space{Path: dir, Total: st.Blocks * uint64(st.Bsize), Free: st.Bavail * uint64(st.Bsize)}
+}
