@@ -27,7 +27,8 @@ func newSeed(opts Options) (string, error) {
 }
 
 func fillSeed(root string, opts Options) error {
-	// The root folder of the file system gets the mode of this one.
+	// A mkfs.ext4 that copies the mode of the root folder too shall not copy
+	// that of a temporary one.
 	if err := os.Chmod(root, 0o755); err != nil {
 		return err
 	}
