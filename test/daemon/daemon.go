@@ -1,11 +1,12 @@
 // Package daemon starts the real daemons that the integration tests talk to: a
-// containerd and a registry, each private to one test.
+// containerd, a registry, a systemd, each private to one test.
 //
 // Start runs the containerd of the tool cache ($OSCTL_CACHE or .cache at the
 // top of the repository, folder tools/bin) with its own root, state and socket;
-// StartRegistry runs Debian's docker-registry on a free loopback port. Both are
-// ready when the call returns, log to a file that is shown when the test fails,
-// and are gone when the test ends or its process dies.
+// StartRegistry runs Debian's docker-registry on a free loopback port;
+// StartSystemd runs a user manager with the test's own units. Each answers when
+// the call returns, logs to a file that is shown when the test fails, and is
+// gone when the test ends or its process dies.
 //
 // The package refuses to use a daemon that is already on the machine and never
 // touches the default paths of containerd (/var/lib/containerd,
@@ -131,7 +132,7 @@ func (d *Daemon) Resume(t testing.TB) {
 	// containerd looks for its shim and for runc on the path.
 	cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(d.binary)+":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
 	cmd.Stdout, cmd.Stderr = log, log
-	if d.proc, err = launch(cmd); err != nil {
+	if d.proc, err = launch(cmd, 0); err != nil {
 		t.Fatal(err)
 	}
 	if err := d.ready(); err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"os"
+	"os/exec"
 	"testing"
 	"time"
 
@@ -76,5 +77,18 @@ func TestStartRegistryAnswers(t *testing.T) {
 	if resp, err := http.Get("http://" + a.Addr + "/v2/"); err == nil {
 		resp.Body.Close()
 		t.Error("a stopped registry answered")
+	}
+}
+
+func TestStartSystemdRunsOurUnitsOnly(t *testing.T) {
+	s := StartSystemd(t, map[string]string{
+		"default.target": "[Unit]\nDescription=test\nWants=here.service\n",
+		"here.service":   "[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/touch " + t.TempDir() + "/x\n",
+	})
+	s.Control(t, "start", "here.service")
+	cmd := exec.Command("systemctl", "--user", "start", "default.target")
+	cmd.Env = append(os.Environ(), "XDG_RUNTIME_DIR="+s.runtime)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("waiting for default.target: %v\n%s", err, out)
 	}
 }

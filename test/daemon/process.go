@@ -18,10 +18,11 @@ type process struct {
 	err  error         // how it ended; read it after done
 }
 
-// launch starts cmd and reaps it in the background.
-func launch(cmd *exec.Cmd) (*process, error) {
+// launch starts cmd, in new namespaces of the given kinds, and reaps it in the
+// background.
+func launch(cmd *exec.Cmd, namespaces uintptr) (*process, error) {
 	p := &process{cmd: cmd, done: make(chan struct{})}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true, Unshareflags: namespaces}
 	started := make(chan error, 1)
 	go func() {
 		// The kernel sends Pdeathsig when the parent *thread* ends, so the thread

@@ -65,7 +65,7 @@ func (r *Registry) run(t testing.TB, binary, config string, log io.Writer) error
 	}
 	cmd := exec.Command(binary, "serve", config)
 	cmd.Stdout, cmd.Stderr = in, in
-	r.proc, err = launch(cmd)
+	r.proc, err = launch(cmd, 0)
 	in.Close()
 	if err != nil {
 		out.Close()

@@ -1,0 +1,120 @@
+// Package health is the gate that a new system has to pass before it is kept:
+// checks of systemd and of the workloads under one deadline, which end in a
+// Report.
+//
+// What has to be true again is a Baseline, taken by Record on the old system
+// when an upgrade is staged. Run compares the machine with it on the new one.
+// The gate is green once everything holds at the same time and has gone on
+// holding for a moment, and red when the deadline comes first. It waits by
+// event: systemd and containerd say when something changed.
+//
+// The package refuses to act. It starts, stops and restarts nothing, commits
+// nothing, rolls nothing back; its caller does, by the Report. It knows
+// containers only through a small interface (package workload reads
+// containerd), and nothing of slots, images or boot states.
+//
+// It promises to fail closed and in time: what cannot be asked, does not
+// answer or was not configured is a check that failed and is named, and Run
+// returns at the deadline even when something it asked hangs for ever. The
+// deadline is counted by the monotonic clock, so a wall clock that starts in
+// 1970 and is set during the gate changes nothing.
+package health
+
+import (
+	"fmt"
+	"strings"
+	"time"
+)
+
+// Workload is a container as far as it matters whether "the same" one runs
+// again.
+type Workload struct {
+	Namespace   string `json:"namespace"`             // containerd namespace
+	ID          string `json:"id"`                    // container ID, unique in the namespace
+	Name        string `json:"name,omitempty"`        // nerdctl's name; "" if it has none
+	Image       string `json:"image,omitempty"`       // reference that it was made from
+	ImageDigest string `json:"imageDigest,omitempty"` // sha256:… of that reference's target; "" if the image record is gone
+	Restart     string `json:"restart,omitempty"`     // restart policy, as in "always"; "" if containerd never starts it by itself
+}
+
+// String names the workload for people: namespace/name, or the first twelve
+// characters of the ID, as nerdctl prints it.
+func (w Workload) String() string {
+	if w.Name != "" {
+		return w.Namespace + "/" + w.Name
+	}
+	return w.Namespace + "/" + w.ID[:min(len(w.ID), 12)]
+}
+
+// Running is the status of a container whose process runs. The other values
+// are containerd's ("created", "stopped", "paused", "pausing", "unknown") and
+// "no task" for a container that was not started since the machine booted.
+const Running = "running"
+
+// Container is a workload and what it does at this moment.
+type Container struct {
+	Workload
+	Status string `json:"status"`
+}
+
+// Baseline is what was true on the old system when an upgrade was staged. The
+// zero value asks for nothing but a system without failed units and a
+// containerd that answers.
+type Baseline struct {
+	Workloads   []Workload `json:"workloads"`   // containers that ran
+	FailedUnits []string   `json:"failedUnits"` // units that had failed already, sorted
+	RecordedAt  time.Time  `json:"recordedAt"`  // by the wall clock, for people
+}
+
+// Kind says what a Check looks at.
+type Kind string
+
+// The kinds of checks.
+const (
+	KindSystemd    Kind = "systemd"    // the system manager itself
+	KindUnit       Kind = "unit"       // one unit that is required to be active
+	KindContainerd Kind = "containerd" // the container daemon itself
+	KindWorkload   Kind = "workload"   // one container of the baseline
+	KindSteady     Kind = "steady"     // that everything holds and goes on holding
+)
+
+// Check is one thing that was looked at, what was expected and what was seen
+// last.
+type Check struct {
+	Kind     Kind          `json:"kind"`
+	Name     string        `json:"name"`
+	Required bool          `json:"required"` // the gate is red if it is not OK
+	Seen     string        `json:"seen"`
+	Expected string        `json:"expected"`
+	OK       bool          `json:"ok"`
+	Duration time.Duration `json:"durationNs"` // from the start of the gate until it held for good, or until the end
+}
+
+// Report is the outcome of the gate. The zero value is not green.
+type Report struct {
+	Green    bool          `json:"green"`
+	Checks   []Check       `json:"checks"`
+	Started  time.Time     `json:"started"`    // wall clock
+	Finished time.Time     `json:"finished"`   // wall clock, which may have been set meanwhile
+	Duration time.Duration `json:"durationNs"` // monotonic, so not always Finished minus Started
+}
+
+// Reason says in one line why the report is not green: each required check
+// that failed, with what was seen and what was expected. It is empty for a
+// green report. Checks that could not be made because what they ask did not
+// answer are left out, since that is a failed check of its own.
+func (r Report) Reason() string {
+	if r.Green {
+		return ""
+	}
+	var parts []string
+	for _, c := range r.Checks {
+		if c.Required && !c.OK && c.Seen != notSeen {
+			parts = append(parts, fmt.Sprintf("%s: %s (expected: %s)", c.Name, c.Seen, c.Expected))
+		}
+	}
+	if len(parts) == 0 {
+		return "the gate did not run"
+	}
+	return strings.Join(parts, "; ")
+}

@@ -1,0 +1,220 @@
+package gate
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kapernikov/osctl/pkg/health"
+)
+
+// limit bounds every wait of the suites. Nothing is expected to take that long.
+const limit = 30 * time.Second
+
+// SystemdRig is a systemd to put through SystemdSuite. It has just been started
+// and boots to a default.target that waits for slow.service, which stays in
+// its start until Finish. It has no other units than these, good.service, which
+// starts, and bad.service, which fails to start.
+type SystemdRig struct {
+	Systemd interface {
+		Units(ctx context.Context, names []string) (health.Units, error)
+		Changes(ctx context.Context) <-chan struct{}
+	}
+	Start  func(unit string) // asks for a start and does not wait for it
+	Finish func()            // lets slow.service become active
+}
+
+// SystemdSuite tests what the gate relies on. start is called once a test.
+func SystemdSuite(t *testing.T, start func(t *testing.T) SystemdRig) {
+	until := func(t *testing.T, rig SystemdRig, bell <-chan struct{}, name string, ok func(health.Units) bool) {
+		t.Helper()
+		waitFor(t, bell, name, func() (bool, any) {
+			u, err := rig.Systemd.Units(t.Context(), []string{name})
+			if err != nil {
+				t.Fatalf("waiting for %s: %v", name, err)
+			}
+			return ok(u), u
+		})
+	}
+	t.Run("a start is seen and announced", func(t *testing.T) {
+		rig := start(t)
+		bell := listen(t, rig.Systemd)
+		rig.Start("good.service")
+		until(t, rig, bell, "good.service", func(u health.Units) bool {
+			return u.State["good.service"] == "active"
+		})
+	})
+	t.Run("a failure is seen and announced", func(t *testing.T) {
+		rig := start(t)
+		bell := listen(t, rig.Systemd)
+		rig.Start("bad.service")
+		until(t, rig, bell, "bad.service", func(u health.Units) bool {
+			return u.State["bad.service"] == "failed" && slices.Equal(u.Failed, []string{"bad.service"})
+		})
+	})
+	t.Run("a unit that does not exist", func(t *testing.T) {
+		rig := start(t)
+		u, err := rig.Systemd.Units(t.Context(), []string{"nothing.service"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := u.State["nothing.service"]; got != "not-found" {
+			t.Errorf("state of a unit that does not exist = %q, want not-found", got)
+		}
+		if len(u.Failed) != 0 {
+			t.Errorf("failed units = %v, want none", u.Failed)
+		}
+	})
+	t.Run("the boot has jobs left until it is done", func(t *testing.T) {
+		rig := start(t)
+		bell := listen(t, rig.Systemd)
+		until(t, rig, bell, "slow.service", func(u health.Units) bool {
+			return slices.Equal(u.Pending, []string{"start default.target (waiting)", "start slow.service (running)"})
+		})
+		rig.Finish()
+		until(t, rig, bell, "slow.service", func(u health.Units) bool {
+			return len(u.Pending) == 0 && u.State["slow.service"] == "active"
+		})
+	})
+	t.Run("nothing is asked once the context is done", func(t *testing.T) {
+		rig := start(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		bell := rig.Systemd.Changes(ctx)
+		cancel()
+		if _, err := rig.Systemd.Units(ctx, nil); err == nil {
+			t.Error("an answer in spite of a context that is done")
+		}
+		closes(t, bell)
+	})
+}
+
+// ContainersRig is a containerd to put through ContainersSuite. It has two
+// namespaces, "one" and "two", without containers at first.
+type ContainersRig struct {
+	Containers interface {
+		Ping(ctx context.Context) error
+		List(ctx context.Context) ([]health.Container, error)
+		Changes(ctx context.Context) <-chan struct{}
+	}
+	Run  func(namespace, id, name string) // makes a container and starts it
+	Kill func(namespace, id string)       // ends its process
+	Stop func()                           // ends the daemon
+}
+
+// ContainersSuite tests what the gate relies on. start is called once a test.
+func ContainersSuite(t *testing.T, start func(t *testing.T) ContainersRig) {
+	until := func(t *testing.T, rig ContainersRig, bell <-chan struct{}, want ...string) {
+		t.Helper()
+		waitFor(t, bell, strings.Join(want, ", "), func() (bool, any) {
+			list, err := rig.Containers.List(t.Context())
+			if err != nil {
+				t.Fatalf("listing: %v", err)
+			}
+			var got []string
+			for _, c := range list {
+				got = append(got, c.Namespace+"/"+c.ID+"/"+c.Name+" "+c.Status)
+			}
+			slices.Sort(got)
+			return slices.Equal(got, want), got
+		})
+	}
+	t.Run("empty", func(t *testing.T) {
+		rig := start(t)
+		if err := rig.Containers.Ping(t.Context()); err != nil {
+			t.Errorf("ping: %v", err)
+		}
+		list, err := rig.Containers.List(t.Context())
+		if err != nil || len(list) != 0 {
+			t.Errorf("list = %v, %v; want nothing", list, err)
+		}
+	})
+	t.Run("a life is seen and announced", func(t *testing.T) {
+		rig := start(t)
+		bell := listen(t, rig.Containers)
+		rig.Run("one", "c1", "web")
+		until(t, rig, bell, "one/c1/web running")
+		rig.Run("two", "c1", "")
+		until(t, rig, bell, "one/c1/web running", "two/c1/ running")
+		rig.Kill("one", "c1")
+		until(t, rig, bell, "one/c1/web stopped", "two/c1/ running")
+	})
+	t.Run("a daemon that ends", func(t *testing.T) {
+		rig := start(t)
+		bell := rig.Containers.Changes(t.Context())
+		if err := rig.Containers.Ping(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		rig.Stop()
+		closes(t, bell)
+		if err := rig.Containers.Ping(t.Context()); err == nil {
+			t.Error("a ping was answered")
+		}
+		if list, err := rig.Containers.List(t.Context()); err == nil {
+			t.Errorf("a list was answered: %v", list)
+		}
+	})
+	t.Run("nothing is asked once the context is done", func(t *testing.T) {
+		rig := start(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		bell := rig.Containers.Changes(ctx)
+		cancel()
+		if err := rig.Containers.Ping(ctx); err == nil {
+			t.Error("a ping in spite of a context that is done")
+		}
+		if _, err := rig.Containers.List(ctx); err == nil {
+			t.Error("a list in spite of a context that is done")
+		}
+		closes(t, bell)
+	})
+}
+
+// listen returns the changes of a daemon once they are being heard.
+func listen(t *testing.T, daemon interface {
+	Changes(ctx context.Context) <-chan struct{}
+}) <-chan struct{} {
+	t.Helper()
+	bell := daemon.Changes(t.Context())
+	if !next(t, bell, "the first value of Changes") {
+		t.Fatal("the changes ended before they began")
+	}
+	return bell
+}
+
+// waitFor looks, then looks again after each change, and never without one.
+func waitFor(t *testing.T, bell <-chan struct{}, what string, ok func() (bool, any)) {
+	t.Helper()
+	for {
+		done, last := ok()
+		if done {
+			return
+		}
+		if !next(t, bell, fmt.Sprintf("a change after which there is %s (last seen: %v)", what, last)) {
+			t.Fatalf("the changes ended before there was %s; last seen: %v", what, last)
+		}
+	}
+}
+
+// next waits for a value and returns whether the channel is still open.
+func next(t *testing.T, bell <-chan struct{}, what string) bool {
+	t.Helper()
+	late := time.NewTimer(limit)
+	defer late.Stop()
+	select {
+	case _, open := <-bell:
+		return open
+	case <-late.C:
+		t.Fatalf("waited %v in vain for %s", limit, what)
+		return false
+	}
+}
+
+// closes fails the test unless the channel is closed soon. Values before that
+// are allowed.
+func closes(t *testing.T, bell <-chan struct{}) {
+	t.Helper()
+	for next(t, bell, "the end of the changes") {
+	}
+}
