@@ -3,7 +3,15 @@ package boot
 import (
 	"bytes"
 	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 // recorder notes what both files hold after each write, and what they would hold
@@ -128,5 +136,67 @@ func (m *machine) afterCut(label string, copies [2][]byte, c change) {
 	after, problems, loadErr := s.Load()
 	if err != nil || loadErr != nil || after != c.then || len(problems) != 0 {
 		m.t.Errorf("%s: the same again: %v, %v; %v, %v", label, err, loadErr, after, problems)
+	}
+}
+
+// TestSystemCalls: a copy is opened without being cut to nothing or made, its
+// block is one write, and it is read from the medium before the next copy is
+// opened. The test runs itself in strace.
+func TestSystemCalls(t *testing.T) {
+	if dir := os.Getenv("OSCTL_TEST_COPIES"); dir != "" {
+		s, err := Open([2]string{dir + "/a", dir + "/b"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.ArmProven(slotB, 3); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	if testing.Short() {
+		t.Skip("needs strace")
+	}
+	if _, err := exec.LookPath("strace"); err != nil {
+		if os.Getenv("CI") != "" {
+			t.Fatal(err)
+		}
+		t.Skip(err)
+	}
+	dir := t.TempDir()
+	for _, name := range []string{"a", "b"} {
+		if err := Create(filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	log := filepath.Join(t.TempDir(), "log")
+	cmd := exec.Command("strace", "-f", "-y", "-o", log, "-e", "trace=openat,pwrite64,write,fsync,fadvise64,pread64,rename,renameat,renameat2,ftruncate",
+		os.Args[0], "-test.run=^TestSystemCalls$")
+	cmd.Env = append(os.Environ(), "OSCTL_TEST_COPIES="+dir)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	trace, err := os.ReadFile(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, match := range regexp.MustCompile(`(?m)^\d+ +(\w+)\((.*)$`).FindAllStringSubmatch(string(trace), -1) {
+		path := regexp.MustCompile(regexp.QuoteMeta(dir) + `/([ab])[">]`).FindStringSubmatch(match[2])
+		if path == nil || strings.Contains(match[2], "O_RDONLY") {
+			continue
+		}
+		call := path[1] + " " + match[1]
+		if match[1] != "pread64" { // of which the library makes several
+			call += " " + regexp.MustCompile(`O_[A-Z|_]+|POSIX_\w+|1024, 0\b`).FindString(match[2])
+		}
+		got = append(got, call)
+	}
+	var want []string
+	for _, name := range []string{"a ", "b "} {
+		want = append(want, name+"openat O_RDWR|O_DSYNC|O_CLOEXEC", name+"pwrite64 1024, 0", name+"fsync ",
+			name+"fadvise64 POSIX_FADV_DONTNEED", name+"pread64")
+	}
+	if diff := cmp.Diff(want, slices.Compact(got)); diff != "" {
+		t.Errorf("system calls (-want +got):\n%s\n%s", diff, trace)
 	}
 }

@@ -239,7 +239,7 @@ func TestGrubMissingVariable(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t, "ab")
 	good := block(t, 7, State{Committed, slotB, 0})
-	better := block(t, 8, State{Committed, slotA, 0})
+	better := block(t, 8, State{Trial, slotA, 3})
 	for _, name := range []string{"seq", "ustate", "rootfs", "boot_counter", "end"} {
 		for i := range 2 {
 			copies := [2][]byte{good, good}
