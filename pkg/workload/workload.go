@@ -1,0 +1,248 @@
+// Package workload reads from containerd which containers there are and what
+// they do, for the health gate and for the status.
+//
+// It looks into all namespaces, since nerdctl, Kubernetes and others each have
+// their own, except the one in which osctl keeps its downloads. It refuses to
+// change anything: it starts, stops, pulls and deletes nothing. It knows
+// nerdctl by the labels it leaves on its containers, not by its commands.
+//
+// It promises to come back: a socket that is missing or refuses is an error at
+// once, and a daemon that takes a question and does not answer is one after ten
+// seconds, or when the context is done.
+package workload
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"time"
+
+	tasks "github.com/containerd/containerd/api/services/tasks/v1"
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/containerd/v2/core/runtime/restart"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	"google.golang.org/grpc"
+
+	"github.com/kapernikov/osctl/pkg/health"
+)
+
+// limit is how long one question may take.
+const limit = 10 * time.Second
+
+// nameLabel is where nerdctl keeps the name of a container (its
+// pkg/labels/labels.go).
+const nameLabel = "nerdctl/name"
+
+// noTask is the status of a container that has not been started since the
+// machine booted; containerd itself has no word for it.
+const noTask = "no task"
+
+// Reader reads containers. It holds no connection between calls and is safe
+// for concurrent use.
+type Reader struct {
+	address string
+	own     string
+}
+
+// New returns a reader of the containerd at address, the path of its gRPC
+// socket. own is the namespace of osctl itself, whose contents are not
+// workloads; "" leaves out none. Nothing is connected yet.
+func New(address, own string) *Reader { return &Reader{address: address, own: own} }
+
+// Ping asks the daemon whether it serves and returns nil if it does.
+func (r *Reader) Ping(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	client, err := r.dial(ctx)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	return ping(ctx, client)
+}
+
+func ping(ctx context.Context, client *containerd.Client) error {
+	serving, err := client.IsServing(ctx)
+	if err != nil {
+		return fmt.Errorf("asking containerd whether it serves: %w", err)
+	}
+	if !serving {
+		return errors.New("containerd says that it does not serve")
+	}
+	return nil
+}
+
+// List returns the containers of all namespaces but osctl's own, whatever they
+// do, in the order of namespace and ID.
+func (r *Reader) List(ctx context.Context) ([]health.Container, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	client, err := r.dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer client.Close()
+	spaces, err := client.NamespaceService().List(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("listing containerd's namespaces: %w", err)
+	}
+	list := []health.Container{}
+	for _, space := range spaces {
+		if space == r.own {
+			continue
+		}
+		part, err := listNamespace(namespaces.WithNamespace(ctx, space), client, space)
+		if err != nil {
+			return nil, fmt.Errorf("listing the containers of namespace %s: %w", space, err)
+		}
+		list = append(list, part...)
+	}
+	slices.SortFunc(list, func(a, b health.Container) int {
+		return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.ID, b.ID))
+	})
+	return list, nil
+}
+
+func listNamespace(ctx context.Context, client *containerd.Client, space string) ([]health.Container, error) {
+	records, err := client.ContainerService().List(ctx)
+	if err != nil || len(records) == 0 {
+		return nil, err
+	}
+	// One question for all tasks: asking for each would take as many times
+	// longer, and containerd passes over a shim that does not answer.
+	running, err := client.TaskService().List(ctx, &tasks.ListTasksRequest{})
+	if err != nil {
+		return nil, err
+	}
+	status := map[string]string{}
+	for _, task := range running.Tasks {
+		status[task.ID] = strings.ToLower(task.Status.String())
+	}
+	digests := map[string]string{}
+	var list []health.Container
+	for _, record := range records {
+		digest, known := digests[record.Image]
+		if !known {
+			if digest, err = imageDigest(ctx, client, record.Image); err != nil {
+				return nil, err
+			}
+			digests[record.Image] = digest
+		}
+		c := health.Container{Workload: describe(space, record), Status: noTask}
+		c.ImageDigest = digest
+		if s, ok := status[record.ID]; ok {
+			c.Status = s
+		}
+		list = append(list, c)
+	}
+	return list, nil
+}
+
+// describe reads what the container's own record says.
+func describe(space string, record containers.Container) health.Workload {
+	w := health.Workload{
+		Namespace: space,
+		ID:        record.ID,
+		Name:      record.Labels[nameLabel],
+		Image:     record.Image,
+	}
+	// The restart monitor looks only at containers with the status label; one
+	// without a policy is restarted always.
+	if status := record.Labels[restart.StatusLabel]; status == string(containerd.Running) {
+		w.Restart = record.Labels[restart.PolicyLabel]
+		if w.Restart == "" {
+			w.Restart = "always"
+		}
+	}
+	if w.Restart == "no" {
+		w.Restart = ""
+	}
+	return w
+}
+
+// imageDigest is the digest that the image's name stands for, or "" if there is
+// no such name (any more): a container outlives the name of its image.
+func imageDigest(ctx context.Context, client *containerd.Client, name string) (string, error) {
+	if name == "" {
+		return "", nil
+	}
+	image, err := client.ImageService().Get(ctx, name)
+	if errdefs.IsNotFound(err) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("looking up image %s: %w", name, err)
+	}
+	return image.Target.Digest.String(), nil
+}
+
+// Changes returns at once with a channel that gets a value when containerd has
+// begun to tell of changes, and one after each change of a task, a container or
+// an image outside osctl's own namespace; several changes may be one value. It
+// is closed when ctx is done or the connection is.
+func (r *Reader) Changes(ctx context.Context) <-chan struct{} {
+	bell := make(chan struct{}, 1)
+	go func() {
+		defer close(bell)
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		client, err := r.dial(ctx)
+		if err != nil {
+			return
+		}
+		defer client.Close()
+		events, errs := client.Subscribe(ctx, `topic~="^/(tasks|containers|images)/"`)
+		// containerd does not confirm a subscription. What it answers on the same
+		// connection afterwards is the nearest thing to it.
+		if err := ping(ctx, client); err != nil {
+			return
+		}
+		bell <- struct{}{}
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-errs:
+				return
+			case event := <-events:
+				if event.Namespace == r.own && r.own != "" {
+					continue
+				}
+				select {
+				case bell <- struct{}{}:
+				default:
+				}
+			}
+		}
+	}()
+	return bell
+}
+
+// dial connects. It tries the socket by itself first: containerd's own dialer
+// waits for a socket that does not exist, and gRPC buries the reason.
+func (r *Reader) dial(ctx context.Context) (*containerd.Client, error) {
+	probe, err := dialUnix(ctx, r.address)
+	if err != nil {
+		return nil, fmt.Errorf("connecting to containerd: %w", err)
+	}
+	probe.Close()
+	dialer := grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+		return dialUnix(ctx, r.address)
+	})
+	client, err := containerd.New(r.address, containerd.WithExtraDialOpts([]grpc.DialOption{dialer}))
+	if err != nil {
+		return nil, fmt.Errorf("connecting to containerd at %s: %w", r.address, err)
+	}
+	return client, nil
+}
+
+func dialUnix(ctx context.Context, path string) (net.Conn, error) {
+	var d net.Dialer
+	return d.DialContext(ctx, "unix", path)
+}
