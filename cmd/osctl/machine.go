@@ -1,0 +1,228 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"github.com/kapernikov/osctl/pkg/admit"
+	"github.com/kapernikov/osctl/pkg/boot"
+	"github.com/kapernikov/osctl/pkg/config"
+	"github.com/kapernikov/osctl/pkg/device"
+	"github.com/kapernikov/osctl/pkg/disk"
+	"github.com/kapernikov/osctl/pkg/etc"
+	"github.com/kapernikov/osctl/pkg/health"
+	"github.com/kapernikov/osctl/pkg/ledger"
+	"github.com/kapernikov/osctl/pkg/trust"
+	"github.com/kapernikov/osctl/pkg/upgrade"
+	"github.com/kapernikov/osctl/pkg/workload"
+)
+
+// Where a machine keeps its configuration: the image's own, and what replaces it.
+const (
+	imageConfig   = "/usr/lib/osctl/osctl.yaml"
+	machineConfig = "/etc/osctl/osctl.yaml"
+	imagePolicy   = "/usr/lib/osctl/policy.yaml"
+	machinePolicy = "/etc/osctl/policy.yaml"
+)
+
+// policyError is a policy that cannot be used: nothing is verified by it.
+type policyError struct{ error }
+
+func (e policyError) Unwrap() error { return e.error }
+
+// machineFlags are the flags of every command on the machine.
+type machineFlags struct{ config string }
+
+func (f *machineFlags) add(flags *pflag.FlagSet) {
+	flags.StringVar(&f.config, "config", "", "configuration `file` (default "+machineConfig+", else "+imageConfig+")")
+}
+
+// machine is this machine as its configuration describes it.
+type machine struct {
+	config  config.Config
+	booted  device.Boot
+	err     error // why the booted slot is unknown
+	release device.Release
+	boot    *boot.Store
+	ledger  *ledger.Store
+	log     *slog.Logger
+}
+
+// open reads the configuration and finds out which slot runs.
+func (f *machineFlags) open(s streams) (*machine, error) {
+	files := []string{machineConfig, imageConfig}
+	if f.config != "" {
+		if _, err := os.Stat(f.config); err != nil {
+			return nil, fmt.Errorf("reading the configuration: %w", err)
+		}
+		files = []string{f.config}
+	}
+	c, err := config.Load(files...)
+	if err != nil {
+		return nil, err
+	}
+	m := &machine{config: c, ledger: ledger.Open(c.StateDir), log: slog.New(slog.NewTextHandler(s.err, nil))}
+	if m.boot, err = boot.Open([2]string{c.Env[0], c.Env[1]}); err != nil {
+		return nil, err
+	}
+	if c.BootedSlot == config.Auto {
+		m.booted, m.err = device.BootedFrom("/proc/cmdline")
+	} else {
+		m.booted = device.Boot{Slot: device.Slot(c.BootedSlot), Kind: "committed"}
+	}
+	if m.release, err = device.ReadRelease("/etc/os-release"); err != nil {
+		m.log.Warn("the running version is unknown", "error", err)
+	}
+	return m, nil
+}
+
+// lock keeps other changes of this machine out.
+func (m *machine) lock() (func() error, error) {
+	held, err := boot.Lock(filepath.Join(m.config.RuntimeDir, "lock"))
+	if err != nil {
+		return nil, err
+	}
+	return held.Release, nil
+}
+
+// slotPath is the device of a slot.
+func (m *machine) slotPath(s device.Slot) (string, error) {
+	path := m.config.Slots.A
+	if s == device.SlotB {
+		path = m.config.Slots.B
+	}
+	if path != config.Auto {
+		return path, nil
+	}
+	return disk.FindPartition(s.Label())
+}
+
+// openSlot opens the inactive slot, and refuses the root file system whatever the
+// configuration says.
+func (m *machine) openSlot(s device.Slot) (upgrade.Target, error) {
+	path, err := m.slotPath(s)
+	if err != nil {
+		return nil, storageError{err}
+	}
+	same, err := disk.SameAsRoot(path)
+	if err != nil {
+		return nil, storageError{err}
+	}
+	if same {
+		return nil, storageError{fmt.Errorf("%s holds the running system and is never written; check slots in the configuration", path)}
+	}
+	d, err := disk.Open(path)
+	if errors.Is(err, disk.ErrBusy) {
+		return nil, err
+	}
+	if err != nil {
+		return nil, storageError{err}
+	}
+	return d, nil
+}
+
+// verifier reads the policy.
+func verifier(files ...string) (*trust.Verifier, error) {
+	p, err := config.LoadPolicy(files...)
+	if err != nil {
+		return nil, policyError{err}
+	}
+	var policy trust.Policy
+	for _, k := range p.Keys {
+		policy.Keys = append(policy.Keys, trust.Key{Name: k.Name, PEM: []byte(k.PEM)})
+	}
+	v, err := trust.New(policy)
+	if err != nil {
+		return nil, policyError{err}
+	}
+	return v, nil
+}
+
+func (m *machine) verifier() (*trust.Verifier, error) {
+	if m.config.Policy != "" {
+		return verifier(m.config.Policy)
+	}
+	return verifier(machinePolicy, imagePolicy)
+}
+
+// containers reads the workloads from containerd.
+func (m *machine) containers() *workload.Reader {
+	return workload.New(m.config.Containerd.Address, m.config.Containerd.Namespace)
+}
+
+// gate is the configured health gate.
+func (m *machine) gate(b health.Baseline) health.Options {
+	return health.Options{
+		Systemd: health.Systemd{}, Containers: m.containers(), Baseline: b, Log: m.log,
+		RequiredUnits: m.config.Health.RequiredUnits,
+		Deadline:      time.Duration(m.config.Health.Deadline), Steady: time.Duration(m.config.Health.Soak),
+	}
+}
+
+// cloneEtc gives the target slot the running slot's changes of /etc.
+func (m *machine) cloneEtc(_ context.Context, from, to device.Slot) error {
+	if m.config.EtcDir == "" {
+		return nil
+	}
+	if err := etc.Clone(m.config.EtcDir, from, to); err != nil {
+		return storageError{err}
+	}
+	return nil
+}
+
+// upgrade is what an upgrade needs of this machine.
+func (m *machine) upgrade() (upgrade.Machine, error) {
+	if m.err != nil {
+		return upgrade.Machine{}, m.err
+	}
+	v, err := m.verifier()
+	if err != nil {
+		return upgrade.Machine{}, err
+	}
+	return upgrade.Machine{
+		Booted: m.booted.Slot,
+		Facts: admit.Machine{
+			Product: m.config.Product, Architecture: device.Architecture(), Version: m.version(),
+		},
+		Lock: m.lock, OpenSlot: m.openSlot, Verifier: v, Boot: m.boot, Ledger: m.ledger,
+		CloneEtc: m.cloneEtc, Log: m.log,
+		Record: func(ctx context.Context) (health.Baseline, error) {
+			return health.Record(ctx, m.gate(health.Baseline{}))
+		},
+	}, nil
+}
+
+// version is the running version: the ledger's, which is the signed one, or else
+// that of os-release.
+func (m *machine) version() string {
+	if l, err := m.ledger.Load(); err == nil {
+		if e := l.Slot(m.booted.Slot); e != nil {
+			return e.Version
+		}
+	}
+	return m.release.Version
+}
+
+// degraded lists what preinit could not do on this boot.
+func (m *machine) degraded() []string {
+	r, err := etc.ReadReport(filepath.Join(m.config.RuntimeDir, filepath.Base(etc.ReportPath)))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return []string{err.Error()}
+	}
+	var list []string
+	for _, p := range r.Problems {
+		list = append(list, p.Step+": "+p.Error)
+	}
+	return list
+}

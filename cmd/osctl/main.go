@@ -1,0 +1,98 @@
+// Command osctl manages the operating system of an A/B-partitioned machine from
+// a container registry. This package holds flags, wiring, rendering and exit
+// codes; what osctl does is in the packages under pkg.
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+
+	"github.com/sirupsen/logrus"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	defer stop()
+	os.Exit(run(ctx, os.Args, os.Stdin, os.Stdout, os.Stderr))
+}
+
+// streams are where a command reads from and writes to.
+type streams struct {
+	in       io.Reader
+	out, err io.Writer
+}
+
+// run is the whole program; args[0] is the name that it was called by.
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	// Libraries below us log to standard error by logrus; what matters of it comes
+	// back as errors.
+	logrus.SetOutput(io.Discard)
+	s := streams{in: stdin, out: stdout, err: stderr}
+	// The kernel starts /usr/lib/osctl/preinit, a link to osctl, as process 1.
+	if filepath.Base(args[0]) == "preinit" {
+		return preinit(args[1:], s)
+	}
+	root := newRoot(s)
+	root.SetArgs(args[1:])
+	err := root.ExecuteContext(ctx)
+	return report(stderr, err)
+}
+
+func newRoot(s streams) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "osctl",
+		Short: "Manage the operating system of this machine from a container registry",
+		Long: `osctl upgrades the operating system of an A/B-partitioned machine from signed
+OCI artifacts, and builds, signs and publishes those artifacts.
+
+` + exitTable(),
+		Version:       version(),
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usageError{fmt.Errorf("unknown command %q; osctl --help lists them", args[0])}
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.SetIn(s.in)
+	root.SetOut(s.out)
+	root.SetErr(s.err)
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.AddGroup(&cobra.Group{ID: "machine", Title: "On the machine:"}, &cobra.Group{ID: "images", Title: "Where images are made:"})
+	root.CompletionOptions.HiddenDefaultCmd = true
+	for _, c := range []*cobra.Command{
+		statusCmd(s), checkCmd(s), upgradeCmd(s), rollbackCmd(s), healthCmd(s), settleCmd(s), historyCmd(s), installCmd(s),
+	} {
+		c.GroupID = "machine"
+		root.AddCommand(c)
+	}
+	for _, c := range []*cobra.Command{buildCmd(s), pushCmd(s), signCmd(s), inspectCmd(s)} {
+		c.GroupID = "images"
+		root.AddCommand(c)
+	}
+	return root
+}
+
+// exactArgs accepts a number of arguments and demands flags, with usage errors.
+func exactArgs(least, most int, flags ...string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		for _, name := range flags {
+			if !cmd.Flags().Changed(name) {
+				return usageError{fmt.Errorf("--%s is missing; usage: %s", name, cmd.UseLine())}
+			}
+		}
+		if len(args) < least || len(args) > most {
+			return usageError{fmt.Errorf("%d arguments; usage: %s", len(args), cmd.UseLine())}
+		}
+		return nil
+	}
+}

@@ -1,0 +1,164 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kapernikov/osctl/pkg/atomicfile"
+	"github.com/kapernikov/osctl/pkg/health"
+	"github.com/kapernikov/osctl/pkg/upgrade"
+)
+
+// bootComplete is reached when everything that is ordered before it, osctl-health
+// among it, succeeded.
+const bootComplete = "boot-complete.target"
+
+type gateOptions struct {
+	machineFlags
+	json     bool
+	noReboot bool
+}
+
+func healthCmd(s streams) *cobra.Command {
+	var o gateOptions
+	cmd := &cobra.Command{
+		Use:   "health",
+		Short: "Run the health gate and report, without acting on it",
+		Long: `health runs the checks that decide over a new system: systemd, the required
+units, containerd, and every workload that ran when the upgrade was staged. It
+ends with 0 when the gate is green and with 1 when it is red.
+
+` + exitTable(),
+		Args: exactArgs(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error { return runHealth(cmd.Context(), o, s) },
+	}
+	o.add(cmd.Flags())
+	cmd.Flags().BoolVar(&o.json, "json", false, "print the report as JSON")
+	return cmd
+}
+
+func settleCmd(s streams) *cobra.Command {
+	var o gateOptions
+	cmd := &cobra.Command{
+		Use:   "settle",
+		Short: "End a trial: commit it when the gate is green, else go back and reboot",
+		Long: `settle is what osctl-settle.service runs at the end of every boot. On a committed
+system it does nothing.
+
+` + exitTable(),
+		Args: exactArgs(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error { return runSettle(cmd.Context(), o, s) },
+	}
+	o.add(cmd.Flags())
+	cmd.Flags().BoolVar(&o.noReboot, "no-reboot", false, "leave the reboot after a rollback to the caller")
+	return cmd
+}
+
+// gateReport is the answer of health --json, and what health leaves for settle.
+type gateReport struct {
+	APIVersion string `json:"apiVersion"`
+	Kind       string `json:"kind"`
+	health.Report
+}
+
+func (m *machine) reportPath() string { return filepath.Join(m.config.RuntimeDir, "health.json") }
+
+func runHealth(ctx context.Context, o gateOptions, s streams) error {
+	m, err := o.open(s)
+	if err != nil {
+		return err
+	}
+	var baseline health.Baseline
+	if l, err := m.ledger.Load(); err != nil {
+		m.log.Warn("what ran before the upgrade is unknown", "error", err)
+	} else if e := l.Slot(m.booted.Slot); e != nil && e.Baseline != nil {
+		baseline = *e.Baseline
+	}
+	report := gateReport{APIVersion: apiVersion, Kind: "Health", Report: health.Run(ctx, m.gate(baseline))}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := m.saveReport(report); err != nil {
+		m.log.Warn("the report is not kept for settle", "error", err)
+	}
+	if o.json {
+		err = printJSON(s.out, report)
+	} else {
+		err = printReport(s.out, report.Report)
+	}
+	if err == nil && !report.Green {
+		err = exitError(exitFailed)
+	}
+	return err
+}
+
+func (m *machine) saveReport(r gateReport) error {
+	data, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(m.config.RuntimeDir, 0o755); err != nil {
+		return err
+	}
+	return atomicfile.Write(m.reportPath(), data, 0o644)
+}
+
+// settleGate is the gate of settle: a red report of this boot's osctl-health
+// stands; otherwise the gate runs (again, and then in seconds), and everything
+// that is ordered before boot-complete.target must have succeeded as well.
+func (m *machine) settleGate(ctx context.Context, b health.Baseline) health.Report {
+	var kept gateReport
+	data, err := os.ReadFile(m.reportPath())
+	if err == nil {
+		err = json.Unmarshal(data, &kept)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		m.log.Warn("the report of osctl-health cannot be read", "error", err)
+	}
+	if err == nil && !kept.Green {
+		return kept.Report
+	}
+	options := m.gate(b)
+	if err == nil && !slices.Contains(options.RequiredUnits, bootComplete) {
+		options.RequiredUnits = append(slices.Clone(options.RequiredUnits), bootComplete)
+	}
+	return health.Run(ctx, options)
+}
+
+func runSettle(ctx context.Context, o gateOptions, s streams) error {
+	m, err := o.open(s)
+	if err != nil {
+		return err
+	}
+	if m.err != nil {
+		return m.err
+	}
+	v, err := upgrade.Settle(ctx, upgrade.Settlement{
+		Booted: m.booted, Lock: m.lock, Boot: m.boot, Ledger: m.ledger, Gate: m.settleGate, Log: m.log,
+	})
+	if err != nil && v.Action != upgrade.WentBack {
+		return err
+	}
+	fmt.Fprintf(s.out, "%s: slot %s", v.Action, v.Slot)
+	if v.Reason != "" {
+		fmt.Fprintf(s.out, ": %s", v.Reason)
+	}
+	fmt.Fprintln(s.out)
+	if v.Action == upgrade.WentBack && !o.noReboot {
+		// Also when the boot state could not be changed: the next boot takes a try
+		// away, and the last one leads back.
+		return errors.Join(err, reboot(ctx))
+	}
+	if v.Action == upgrade.Unproven {
+		return errors.Join(err, exitError(exitFailed))
+	}
+	return err
+}

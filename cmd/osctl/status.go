@@ -1,0 +1,138 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"path/filepath"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kapernikov/osctl/pkg/ledger"
+	"github.com/kapernikov/osctl/pkg/status"
+)
+
+type statusOptions struct {
+	machineFlags
+	json bool
+}
+
+func statusCmd(s streams) *cobra.Command {
+	var o statusOptions
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show what runs, what is on trial, what failed and why",
+		Long: `status reads and never writes. It ends with 0 also when there are problems to
+show; --json has them in "problems" (schema: docs/status.schema.json).
+
+` + exitTable(),
+		Args: exactArgs(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error { return runStatus(cmd.Context(), o, s) },
+	}
+	o.add(cmd.Flags())
+	cmd.Flags().BoolVar(&o.json, "json", false, "print JSON")
+	return cmd
+}
+
+func runStatus(ctx context.Context, o statusOptions, s streams) error {
+	m, err := o.open(s)
+	if err != nil {
+		return err
+	}
+	shot := status.Take(ctx, status.Sources{
+		Product: m.config.Product, Booted: m.booted, BootedErr: m.err, Release: m.release, Boot: m.boot,
+		Ledger: m.ledger, Containers: m.containers().List, DataDir: filepath.Dir(m.config.StateDir), Degraded: m.degraded(),
+	})
+	if o.json {
+		return printJSON(s.out, shot)
+	}
+	return printStatus(s.out, shot)
+}
+
+// printStatus renders the snapshot: a line on the machine, one block a slot, the
+// last failure, workloads, space and problems.
+func printStatus(w io.Writer, shot status.Snapshot) error {
+	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	fmt.Fprintf(t, "%s\n\n", headline(shot))
+	printSystem(t, "● Booted", shot.Booted)
+	printSystem(t, "  "+otherTitle(shot), shot.Other)
+	if f := shot.LastFailure; f != nil {
+		fmt.Fprintf(t, "  Failed\t%s on %s\n", f.Version, when(f.At))
+		fmt.Fprintf(t, "  \treason: %s\n", f.Reason)
+		fmt.Fprintf(t, "  \tdigest: %s\n\n", f.Digest)
+	}
+	if len(shot.Workloads) > 0 {
+		fmt.Fprintf(t, "  Workloads")
+		for _, c := range shot.Workloads {
+			fmt.Fprintf(t, "\t%s\t%s\t%s\n  ", c.Name, c.Status, c.Image)
+		}
+		fmt.Fprintln(t)
+	}
+	if shot.Space != nil {
+		fmt.Fprintf(t, "  Space\t%s of %s free on %s\n", size(int64(shot.Space.Free)), size(int64(shot.Space.Total)), shot.Space.Path)
+	}
+	for _, p := range shot.Problems {
+		fmt.Fprintf(t, "  Problem\t%s\n", p)
+	}
+	return t.Flush()
+}
+
+// headline says in one line how the machine stands.
+func headline(shot status.Snapshot) string {
+	product := shot.Product
+	if product == "" {
+		product = "this machine"
+	}
+	booted, other := shot.Booted, shot.Other
+	switch shot.State {
+	case "committed":
+		return fmt.Sprintf("%s runs %s from slot %s, committed", product, booted.Version, booted.Slot)
+	case "trial":
+		return fmt.Sprintf("%s runs %s from slot %s ON TRIAL, %d tries left", product, booted.Version, booted.Slot, shot.TriesLeft)
+	case "armed":
+		return fmt.Sprintf("%s runs %s from slot %s; %s in slot %s starts at the next boot", product, booted.Version, booted.Slot, other.Version, other.Slot)
+	case "fell back":
+		return fmt.Sprintf("%s FELL BACK to %s in slot %s", product, booted.Version, booted.Slot)
+	}
+	return fmt.Sprintf("%s runs %s; its boot state is unknown", product, booted.Version)
+}
+
+// otherTitle names the block of the other slot by what it is good for.
+func otherTitle(shot status.Snapshot) string {
+	switch {
+	case shot.State == "armed":
+		return "Staged"
+	case shot.Other.State == ledger.Committed:
+		return "Rollback"
+	}
+	return "Other"
+}
+
+func printSystem(w io.Writer, title string, sys status.System) {
+	if sys.Version == "" && sys.Digest == "" {
+		fmt.Fprintf(w, "%s\tslot %s: empty\n\n", title, sys.Slot)
+		return
+	}
+	fmt.Fprintf(w, "%s\t%s  (slot %s, %s)\n", title, sys.Version, sys.Slot, standing(sys))
+	for _, line := range []struct{ name, value string }{
+		{"image", sys.Reference}, {"digest", sys.Digest}, {"signed by", sys.SignedBy},
+	} {
+		if line.value != "" {
+			fmt.Fprintf(w, "  \t%s: %s\n", line.name, line.value)
+		}
+	}
+	fmt.Fprintln(w)
+}
+
+func standing(sys status.System) string {
+	switch sys.State {
+	case ledger.Committed:
+		return "committed " + when(sys.CommittedAt)
+	case ledger.Staged:
+		return "staged " + when(sys.StagedAt)
+	case ledger.Failed:
+		return "failed its trial"
+	}
+	return "not in the ledger"
+}
