@@ -12,6 +12,7 @@ set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=${OSCTL_CACHE:-$here/../.cache}
+export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-1767225600}
 
 usage() {
 	echo "build.sh: $1" >&2
@@ -91,3 +92,6 @@ for path in "${removals[@]}"; do
 	[[ -e $out/$path || -L $out/$path ]] || usage "--remove $path: not in the image"
 	rm -rf "${out:?}/$path"
 done
+
+# Equal inputs give equal trees, whenever they were checked out and built.
+find "$out" -newermt "@$SOURCE_DATE_EPOCH" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +

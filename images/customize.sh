@@ -45,7 +45,7 @@ ln -s /dev/null "$root/etc/systemd/system-generators/systemd-gpt-auto-generator"
 : >"$root/etc/machine-id"
 rm -f "$root"/etc/ssh/ssh_host_*key* "$root/var/lib/dbus/machine-id" "$root/etc/.pwd.lock" \
 	"$root"/etc/.resolv.conf.*
-echo localhost >"$root/etc/hostname"
+echo reference >"$root/etc/hostname"
 printf '127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n' >"$root/etc/hosts"
 ln -sfn ../run/systemd/resolve/resolv.conf "$root/etc/resolv.conf"
 : >"$root/etc/fstab"
