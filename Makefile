@@ -1,0 +1,57 @@
+# osctl. "make demo" shows it at work, "make test" tests everything.
+
+GO ?= go
+export OSCTL_CACHE ?= $(CURDIR)/.cache
+
+# Static, stripped and without paths of this machine: equal sources give equal
+# binaries.
+BUILD = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w'
+SCRIPTS = $(shell git ls-files '*.sh') .ci/run
+PACKAGES = ./...
+
+.PHONY: all osctl deps tools check lint test demo run bench clean
+
+all: osctl
+
+osctl:
+	$(BUILD) -o bin/osctl ./cmd/osctl
+
+# deps installs the Debian packages that are missing (needs root).
+deps:
+	images/install-deps.sh
+
+# tools builds containerd, nerdctl and cosign from source into the cache.
+tools:
+	images/tools/build.sh containerd nerdctl cosign
+
+# check is the fast part: no root, no network beyond Go modules.
+check: osctl
+	test -z "$$(gofmt -l cmd pkg test images policy)"
+	$(GO) vet $(PACKAGES)
+	$(GO) test -short $(PACKAGES)
+
+lint:
+	test -z "$$(gofmt -l cmd pkg test images policy | tee /dev/stderr)"
+	$(GO) vet $(PACKAGES)
+	$(GO) tool staticcheck $(PACKAGES)
+	$(GO) mod tidy -diff
+	shellcheck $(SCRIPTS)
+
+# test is everything, on real parts. One package at a time: two cores emulate one
+# machine, and a test that waits for it should not compete with others.
+test: deps tools osctl lint
+	$(GO) test -p 1 -timeout 80m $(PACKAGES)
+
+demo: deps osctl
+	images/tools/build.sh containerd nerdctl
+	$(GO) run ./test/demo
+
+run: deps osctl
+	images/tools/build.sh containerd nerdctl
+	$(GO) run ./test/demo -stay
+
+bench: deps tools osctl
+	$(GO) run ./test/bench
+
+clean:
+	rm -rf bin .cache

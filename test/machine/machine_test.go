@@ -1,0 +1,241 @@
+package machine
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/kapernikov/osctl/test/need"
+)
+
+// logNarrator tells the story to the test's log.
+type logNarrator struct{ t *testing.T }
+
+func (n logNarrator) Title(text string)              { n.t.Log("==", text) }
+func (n logNarrator) Command(prompt, command string) { n.t.Log(prompt, command) }
+func (n logNarrator) Output() io.Writer              { return lineWriter{n.t} }
+
+type lineWriter struct{ t *testing.T }
+
+func (w lineWriter) Write(p []byte) (int, error) {
+	w.t.Log(strings.TrimRight(string(p), "\n"))
+	return len(p), nil
+}
+
+// TestMachine is the demonstration's story, and then the power cuts. One machine
+// lives through all of it: a boot under emulation is the expensive part.
+func TestMachine(t *testing.T) {
+	need.Long(t)
+	need.Root(t)
+	for _, tool := range []string{"qemu-system-x86_64", "mmdebstrap", "docker-registry"} {
+		need.Tool(t, tool)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 75*time.Minute)
+	defer cancel()
+	site, err := NewSite(ctx, t.TempDir(), logNarrator{t})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := site.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	story, err := Begin(ctx, site, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(story.Machine.Tail(80))
+		}
+		if err := story.Machine.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, chapter := range []struct {
+		name string
+		tell func(context.Context) error
+	}{
+		{"the system is what it should be", story.soundSystem},
+		{"story", story.Tell},
+		{"power cut while the slot is written", story.powerCut},
+		{"rollback by hand", story.rollBack},
+	} {
+		if !t.Run(chapter.name, func(t *testing.T) {
+			if err := chapter.tell(ctx); err != nil {
+				t.Fatal(err)
+			}
+		}) {
+			return
+		}
+	}
+}
+
+// soundSystem checks the promises of the image itself.
+func (s *Story) soundSystem(ctx context.Context) error {
+	for _, c := range []struct {
+		command string
+		exit    int
+		want    string
+	}{
+		{"systemctl is-system-running", 0, "running"},
+		{"awk '$2 == \"/\" {print $4}' /proc/mounts | cut -d, -f1", 0, "ro"},
+		{"touch /usr/x 2>&1", 1, "Read-only file system"},
+		{"findmnt -no FSTYPE /etc; findmnt -no TARGET /data; findmnt -no TARGET /efi", 0, "overlay\n/data\n/efi"},
+		{"cat /proc/cmdline", 0, "panic=10"},
+		{"sshd -T | grep -i '^passwordauthentication\\|^permitrootlogin' | sort", 0, "passwordauthentication no\npermitrootlogin without-password"},
+		{"awk -F: '$2 !~ /^[!*]/ {print \"login: \" $1}' /etc/shadow; echo end", 0, "end"},
+		{"cat /run/osctl/preinit.json", 0, `"slot":"A"`},
+		{"osctl upgrade --digest sha256:short x 2>&1", 2, "64 hexadecimal digits"},
+	} {
+		out, err := s.run(ctx, c.command, c.exit, c.want)
+		if err != nil {
+			return err
+		}
+		if strings.Contains(out, "login: ") {
+			return fmt.Errorf("somebody can log in with a password: %s", out)
+		}
+	}
+	return nil
+}
+
+// powerCut pulls the plug while slot A is written, and then does it all again.
+func (s *Story) powerCut(ctx context.Context) error {
+	before, err := s.readSlot(2)
+	if err != nil {
+		return err
+	}
+	halfway := newTrigger("writing: 50%")
+	done := make(chan error, 1)
+	go func() {
+		_, err := s.Machine.Stream(ctx, "osctl upgrade --progress plain --retry "+s.Site.Ref("os:1.2"), io.Discard, halfway)
+		done <- err
+	}()
+	select {
+	case <-halfway.seen:
+	case err := <-done:
+		return fmt.Errorf("the upgrade ended before it could be cut: %v", err)
+	}
+	if err := s.Machine.PowerCut(ctx); err != nil {
+		return err
+	}
+	<-done // the connection is gone
+	if err := s.Machine.Close(); err != nil {
+		return err
+	}
+	// GRUB finds no file system in the slot that was being written.
+	after, err := s.readSlot(1)
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(after[:len(after)], make([]byte, len(after))) {
+		return fmt.Errorf("slot A begins with a file system though it is half written")
+	}
+	if s.Machine, err = s.Site.Start(ctx, nil); err != nil {
+		return err
+	}
+	if err := s.settled(ctx, `nothing to do: slot B: slot B is committed`); err != nil {
+		return err
+	}
+	if _, err := s.run(ctx, "osctl status", 0, "reference runs 1.1 from slot B, committed", "slot A: empty"); err != nil {
+		return err
+	}
+	if err := s.visit(ctx); err != nil {
+		return err
+	}
+	if _, err := s.run(ctx, "osctl rollback 2>&1", 1, "holds no system that was committed here"); err != nil {
+		return err
+	}
+	// The same command again goes on where it stopped.
+	out, err := s.run(ctx, "osctl upgrade --progress none --json --retry "+s.Site.Ref("os:1.2"), 0, `"outcome": "staged"`)
+	if err != nil {
+		return err
+	}
+	if strings.Contains(out, `"segmentsReused": 0`) {
+		return fmt.Errorf("nothing of the interrupted write was reused:\n%s", out)
+	}
+	running, err := s.readSlot(3)
+	if err == nil && !bytes.Equal(before, running) {
+		err = fmt.Errorf("the running slot B changed")
+	}
+	return err
+}
+
+// readSlot reads from the disk image: 1 is the start of slot A, 2 and 3 are all
+// of slot B.
+func (s *Story) readSlot(what int) ([]byte, error) {
+	const mib = 1 << 20
+	f, err := os.Open(s.Site.Disk())
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() //nolint:errcheck // read only
+	// The layout of the installation: 1 MiB, ESP of 64, two slots of 1024.
+	slotA, slotB := int64(65*mib), int64((65+1024)*mib)
+	if what == 1 {
+		p := make([]byte, mib)
+		_, err = f.ReadAt(p, slotA)
+		return p, err
+	}
+	p := make([]byte, 1024*mib)
+	_, err = f.ReadAt(p, slotB)
+	return p, err
+}
+
+// rollBack takes the armed trial back, and a proven slot up again.
+func (s *Story) rollBack(ctx context.Context) error {
+	if _, err := s.run(ctx, "osctl rollback", 0, "Slot B starts at the next boot: the armed trial is taken back"); err != nil {
+		return err
+	}
+	if _, err := s.run(ctx, "osctl upgrade --progress none --retry --reboot "+s.Site.Ref("os:1.1")+" --digest "+strings.Repeat("0", 64), 2, "64 hexadecimal digits"); err != nil {
+		return err
+	}
+	_, err := s.run(ctx, "osctl status | head -1", 0, "reference runs 1.1 from slot B, committed")
+	return err
+}
+
+// trigger closes seen when a text has come by.
+type trigger struct {
+	mu   sync.Mutex
+	text string
+	buf  strings.Builder
+	seen chan struct{}
+	done bool
+}
+
+func newTrigger(text string) *trigger { return &trigger{text: text, seen: make(chan struct{})} }
+
+func (t *trigger) Write(p []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.buf.Write(p)
+	if !t.done && strings.Contains(t.buf.String(), t.text) {
+		t.done = true
+		close(t.seen)
+	}
+	return len(p), nil
+}
+
+// The demonstration's transcript in docs/ was made by this very story.
+func TestTranscriptTellsTheStory(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(need.Top(), "docs", "demo.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"found no signature", "wanted a signature by release", "reference 1.1 is in slot B and starts at the next boot, on trial",
+		"committed: slot B", "rolled back: slot A", "recorded the fall back: slot A", "failed its trial here",
+	} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("docs/demo.md lacks %q", want)
+		}
+	}
+}
