@@ -32,7 +32,6 @@ type packed struct {
 type frame struct {
 	sum  [sha256.Size]byte
 	data []byte
-	err  error
 }
 
 // pack turns the raw image into packs: each segment of 1 MiB becomes one zstd

@@ -20,7 +20,7 @@ type logNarrator struct{ t *testing.T }
 
 func (n logNarrator) Title(text string)              { n.t.Log("==", text) }
 func (n logNarrator) Command(prompt, command string) { n.t.Log(prompt, command) }
-func (n logNarrator) Output() io.Writer              { return lineWriter{n.t} }
+func (n logNarrator) Output() io.Writer              { return lineWriter(n) }
 
 type lineWriter struct{ t *testing.T }
 
@@ -136,7 +136,7 @@ func (s *Story) powerCut(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if !bytes.Equal(after[:len(after)], make([]byte, len(after))) {
+	if !bytes.Equal(after, make([]byte, len(after))) {
 		return fmt.Errorf("slot A begins with a file system though it is half written")
 	}
 	if s.Machine, err = s.Site.Start(ctx, nil); err != nil {

@@ -132,9 +132,28 @@ func (s *Site) keys(context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.ssh, err = ssh.ParsePrivateKey(text)
-	return err
+	if s.ssh, err = ssh.ParsePrivateKey(text); err != nil {
+		return err
+	}
+	return s.bring()
 }
+
+// bring lays the keys and the policy into this run's folder, where the commands of
+// the story find them. A policy file lies beside the folder of its keys, as it
+// does in an image.
+func (s *Site) bring() error {
+	if err := os.Mkdir(filepath.Join(s.dir, "keys"), 0o755); err != nil {
+		return err
+	}
+	return errors.Join(
+		os.Symlink(s.keyPath("release.key"), filepath.Join(s.dir, "release.key")),
+		os.Symlink(s.keyPath("stranger.key"), filepath.Join(s.dir, "stranger.key")),
+		os.Symlink(s.keyPath("release.pub"), filepath.Join(s.dir, "keys", "release.pub")),
+		os.WriteFile(s.policy(), []byte(policy), 0o644),
+	)
+}
+
+func (s *Site) policy() string { return filepath.Join(s.dir, "policy.yaml") }
 
 func newSSHKey() ([]byte, error) {
 	_, private, err := ed25519.GenerateKey(rand.Reader)
@@ -170,10 +189,6 @@ func (s *Site) images(ctx context.Context) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	// A policy file lies beside the folder of its keys, here as in an image.
-	if err := os.WriteFile(filepath.Join(s.cache, "policy.yaml"), []byte(policy), 0o644); err != nil {
-		return err
-	}
 	s.tell.Title("Build three releases of the operating system")
 	for _, r := range releases() {
 		layout := filepath.Join(dir, r.version)
@@ -206,21 +221,18 @@ func (s *Site) build(ctx context.Context, r release, layout string) error {
 		return err
 	}
 	defer os.RemoveAll(tree) //nolint:errcheck // scratch
-	root := filepath.Join(tree, "root")
-	args := append([]string{"--version", r.version, "--osctl", s.Osctl, "--policy", filepath.Join(s.cache, "policy.yaml"),
+	root := filepath.Join(tree, "rootfs-"+r.version)
+	args := append([]string{"--version", r.version, "--osctl", s.Osctl, "--policy", s.policy(),
 		"--key", s.keyPath("release.pub")}, r.flags...)
 	if err := s.quiet(ctx, filepath.Join(need.Top(), "images", "build.sh"), append(args, root)...); err != nil {
 		return fmt.Errorf("making the tree of release %s: %w", r.version, err)
 	}
-	partial := layout + ".partial"
-	if err := os.RemoveAll(partial); err != nil {
+	err = s.host(ctx, tree, "build", "--progress", "none", "--rootfs", filepath.Base(root), "--product", "reference", "--version", r.version,
+		"--epoch", "1", "-o", "os-"+r.version)
+	if err != nil {
 		return err
 	}
-	s.tell.Command("$", "osctl build --rootfs rootfs-"+r.version+" --product reference --version "+r.version+" --epoch 1 -o os-"+r.version)
-	if err := s.host(ctx, "build", "--progress", "none", "--rootfs", root, "--product", "reference", "--version", r.version, "--epoch", "1", "-o", partial); err != nil {
-		return err
-	}
-	return os.Rename(partial, layout)
+	return os.Rename(filepath.Join(tree, "os-"+r.version), layout)
 }
 
 // imagesKey hashes what the releases are made from.
@@ -299,15 +311,13 @@ func (s *Site) publish(ctx context.Context) error {
 		{"os-1.0", "os:1.0", "release"}, {"os-1.1", "os:1.1", "release"}, {"os-1.2", "os:1.2", "release"},
 		{"os-1.1", "unsigned/os:1.1", ""}, {"os-1.1", "stranger/os:1.1", "stranger"},
 	} {
-		s.tell.Command("$", "osctl push "+p.layout+" "+s.local(p.image))
-		if err := s.host(ctx, "push", "--progress", "none", filepath.Join(s.dir, p.layout), s.local(p.image)); err != nil {
+		if err := s.host(ctx, s.dir, "push", "--progress", "none", p.layout, s.local(p.image)); err != nil {
 			return err
 		}
 		if p.key == "" {
 			continue
 		}
-		s.tell.Command("$", "osctl sign --key "+p.key+".key "+s.local(p.image))
-		if err := s.host(ctx, "sign", "--key", s.keyPath(p.key+".key"), s.local(p.image)); err != nil {
+		if err := s.host(ctx, s.dir, "sign", "--key", p.key+".key", s.local(p.image)); err != nil {
 			return err
 		}
 	}
@@ -335,9 +345,8 @@ func (s *Site) Install(ctx context.Context) error {
 		}
 	}
 	s.tell.Title("Install release 1.0 on a disk")
-	s.tell.Command("$", "osctl install --disk disk.img --size 6144 --slot-size 1024 --etc etc --policy policy.yaml "+s.local("os:1.0"))
-	return s.host(ctx, "install", "--progress", "none", "--disk", s.Disk(), "--size", "6144", "--slot-size", "1024", "--etc", etc,
-		"--policy", filepath.Join(s.cache, "policy.yaml"), "--reference", s.Ref("os:1.0"), s.local("os:1.0"))
+	return s.host(ctx, s.dir, "install", "--progress", "none", "--disk", filepath.Base(s.Disk()), "--size", "6144", "--slot-size", "1024",
+		"--etc", "etc", "--policy", "policy.yaml", "--reference", s.Ref("os:1.0"), s.local("os:1.0"))
 }
 
 // Start switches the machine on. The console's text goes to console as well.
@@ -347,9 +356,11 @@ func (s *Site) Start(ctx context.Context, console io.Writer) (*vm.Machine, error
 	})
 }
 
-// host runs osctl on the host. Keys of the story have no password.
-func (s *Site) host(ctx context.Context, args ...string) error {
+// host runs osctl on the host, in a folder. Keys of the story have no password.
+func (s *Site) host(ctx context.Context, dir string, args ...string) error {
+	s.tell.Command("$", "osctl "+strings.Join(args, " "))
 	cmd := exec.CommandContext(ctx, s.Osctl, args...)
+	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "COSIGN_PASSWORD=")
 	cmd.Stdout, cmd.Stderr = s.tell.Output(), s.tell.Output()
 	if err := cmd.Run(); err != nil {
