@@ -29,7 +29,7 @@ func (m *Missing) write(ctx context.Context, source Source, sink progress.Sink) 
 		return Written{}, err
 	}
 	wr := &writer{m: m, first: m.first, old: make([]byte, m.want.SegmentSize), done: make([]bool, len(m.lacks))}
-	wr.counter = progress.NewCounter(sink, progress.Write, m.lackingBytes())
+	wr.counter = progress.NewCounter(sink, progress.Write, m.lackingBytes(0))
 	put := func(i int, data []byte) error {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -48,7 +48,8 @@ func (m *Missing) write(ctx context.Context, source Source, sink progress.Sink) 
 		return Written{}, fmt.Errorf("%w: syncing: %w", ErrMedium, err)
 	}
 	r := newReader(m.medium, m.want)
-	counter := progress.NewCounter(sink, progress.Check, m.lackingBytes())
+	// The first segment is not there yet; finish proves it.
+	counter := progress.NewCounter(sink, progress.Check, m.lackingBytes(1))
 	for i := 1; i < len(m.lacks); i++ {
 		if err := ctx.Err(); err != nil {
 			return Written{}, err
@@ -101,10 +102,11 @@ func (m *Missing) prove(r *reader, i int) error {
 	return nil
 }
 
-func (m *Missing) lackingBytes() int64 {
+// lackingBytes adds up the segments that the slot lacks, from a given one on.
+func (m *Missing) lackingBytes(from int) int64 {
 	var n int64
-	for i, lacks := range m.lacks {
-		if lacks {
+	for i := from; i < len(m.lacks); i++ {
+		if m.lacks[i] {
 			n += m.want.length(i)
 		}
 	}
