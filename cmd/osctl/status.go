@@ -62,11 +62,12 @@ func printStatus(w io.Writer, shot status.Snapshot) error {
 		fmt.Fprintf(t, "  \treason: %s\n", f.Reason)
 		fmt.Fprintf(t, "  \tdigest: %s\n\n", f.Digest)
 	}
+	title := "  Workloads"
+	for _, c := range shot.Workloads {
+		fmt.Fprintf(t, "%s\t%s  %s  %s\n", title, c.Name, c.Status, c.Image)
+		title = ""
+	}
 	if len(shot.Workloads) > 0 {
-		fmt.Fprintf(t, "  Workloads")
-		for _, c := range shot.Workloads {
-			fmt.Fprintf(t, "\t%s\t%s\t%s\n  ", c.Name, c.Status, c.Image)
-		}
 		fmt.Fprintln(t)
 	}
 	if shot.Space != nil {

@@ -196,7 +196,7 @@ func (s *Story) upgrade(ctx context.Context) error {
 	if _, err := s.run(ctx, "osctl status", 0, "reference runs 1.1 from slot B, committed", "Rollback", "running"); err != nil {
 		return err
 	}
-	if _, err := s.run(ctx, "osctl health 2>/dev/null", 0, "GREEN", "ssh.service"); err != nil {
+	if _, err := s.run(ctx, "osctl health", 0, "GREEN", "ssh.service"); err != nil {
 		return err
 	}
 	return s.visit(ctx)
