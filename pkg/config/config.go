@@ -13,6 +13,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"time"
 
 	"github.com/goccy/go-yaml"
@@ -79,6 +80,9 @@ type Health struct {
 	Soak Duration `yaml:"soak"`
 	// RequiredUnits must be active.
 	RequiredUnits []string `yaml:"requiredUnits"`
+	// Systemd is the private D-Bus socket of the systemd to ask; empty means the
+	// one that runs this machine.
+	Systemd string `yaml:"systemd"`
 }
 
 // Duration is a time.Duration written as in Go: 30s, 5m.
@@ -117,10 +121,11 @@ func Load(names ...string) (Config, error) {
 	if err != nil || data == nil {
 		return c, err
 	}
-	if err := decode(name, data, &c, "Config"); err != nil {
+	d, err := decode(name, data, &c, "Config")
+	if err != nil {
 		return c, err
 	}
-	return c, c.check(name)
+	return c, c.check(d)
 }
 
 // first reads the first file that exists; none is no error here.
@@ -144,24 +149,30 @@ type header struct {
 	Kind       string `yaml:"kind"`
 }
 
-func decode(name string, data []byte, into any, kind string) error {
+// decode fills into, which points to a struct, from a file of the given kind.
+func decode(name string, data []byte, into any, kind string) (document, error) {
+	d, err := parse(name, data)
+	if err != nil {
+		return d, err
+	}
 	var h header
 	if err := yaml.Unmarshal(data, &h); err != nil {
-		return fmt.Errorf("%w: %s: %s", ErrInvalid, name, yaml.FormatError(err, false, true))
+		return d, d.explain(err)
 	}
 	if h.APIVersion != apiVersion || h.Kind != kind {
-		return fmt.Errorf("%w: %s: it has apiVersion %q and kind %q, expected are %q and %q", ErrInvalid, name, h.APIVersion, h.Kind, apiVersion, kind)
+		return d, d.complain(nil, fmt.Sprintf("it has apiVersion %q and kind %q, expected are %q and %q", h.APIVersion, h.Kind, apiVersion, kind))
+	}
+	if err := d.check(d.root, reflect.TypeOf(into).Elem(), ""); err != nil {
+		return d, err
 	}
 	if err := yaml.UnmarshalWithOptions(data, into, yaml.Strict(), yaml.DisallowUnknownField()); err != nil {
-		return fmt.Errorf("%w: %s: %s", ErrInvalid, name, yaml.FormatError(err, false, true))
+		return d, d.explain(err)
 	}
-	return nil
+	return d, nil
 }
 
-func (c Config) check(name string) error {
-	complain := func(key, text string) error {
-		return fmt.Errorf("%w: %s: %s: %s", ErrInvalid, name, key, text)
-	}
+func (c Config) check(d document) error {
+	complain := func(key, text string) error { return d.complain(d.at(key), key+": "+text) }
 	switch {
 	case c.Tries < 1 || c.Tries > 9:
 		return complain("tries", fmt.Sprintf("%d; allowed are 1 to 9", c.Tries))

@@ -36,17 +36,24 @@ func TestLoad(t *testing.T) {
 
 func TestLoadRefuses(t *testing.T) {
 	for want, text := range map[string]string{
-		"[3:1] unknown field \"prodct\"":  head + "prodct: gateway\n",
-		"[4:3] unknown field \"dedline\"": head + "health:\n  dedline: 5m\n",
-		"[3:8]":                           head + "tries: many\n",
-		"write for example 30s or 5m":     head + "health:\n  deadline: soon\n",
-		"tries: 0; allowed are 1 to 9":    head + "tries: 0\n",
-		"expected are two copies":         head + "env: [/a]\n",
-		"bootedSlot: \"C\"":               head + "bootedSlot: C\n",
-		"stateDir: \"here\"":              head + "stateDir: here\n",
-		"kind \"Policy\"":                 "apiVersion: osctl.kapernikov.com/v1\nkind: Policy\n",
-		"apiVersion \"v2\"":               "apiVersion: v2\nkind: Config\n",
-		"[1:":                             "{",
+		":3:1: unknown key \"prodct\"; allowed here: apiVersion, bootedSlot, containerd,": head + "prodct: gateway\n",
+		":4:3: unknown key \"dedline\"; allowed here: deadline, requiredUnits, soak":      head + "health:\n  dedline: 5m\n",
+		":3:15: unknown key \"C\"; allowed here: A, B":                                    head + "slots: {A: a, C: b}\n",
+		":3:8: tries: expected is a whole number":                                         head + "tries: many\n",
+		":3:9: health: expected is a mapping; allowed here":                               head + "health: good\n",
+		":3:6: env: expected is a list":                                                   head + "env: /a\n",
+		":3:7: env[0]: expected is text":                                                  head + "env: [[/a], /b]\n",
+		":4:13: health.deadline: expected is a duration":                                  head + "health:\n  deadline: [5m]\n",
+		"4:13: health.deadline: \"soon\" is no duration; write for example 30s":           head + "health:\n  deadline: soon\n",
+		":3:8: tries: 0; allowed are 1 to 9":                                              head + "tries: 0\n",
+		":4:12: containerd.address: \"run\"":                                              head + "containerd:\n  address: run\n",
+		"a second document begins here":                                                   head + "---\nproduct: x\n",
+		"expected are two copies":                                                         head + "env: [/a]\n",
+		"bootedSlot: \"C\"":                                                               head + "bootedSlot: C\n",
+		"stateDir: \"here\"":                                                              head + "stateDir: here\n",
+		"kind \"Policy\"":                                                                 "apiVersion: osctl.kapernikov.com/v1\nkind: Policy\n",
+		"apiVersion \"v2\"":                                                               "apiVersion: v2\nkind: Config\n",
+		":1:1: ":                                                                          "{",
 	} {
 		name := file(t, text)
 		_, err := Load(name)
@@ -74,12 +81,12 @@ func TestLoadPolicyRefuses(t *testing.T) {
 		t.Errorf("without a file: %v", err)
 	}
 	for want, text := range map[string]string{
-		"the list is empty":               policyHead,
-		"keys[0]: it has no name":         policyHead + "keys: [{pem: x}]\n",
-		"either file or pem":              policyHead + "keys: [{name: x}]\n",
-		"no such file":                    policyHead + "keys: [{name: x, file: gone.pub}]\n",
-		"unknown field \"allowUnsigned\"": policyHead + "allowUnsigned: true\nkeys: [{name: x, pem: y}]\n",
-		"kind \"\"":                       "apiVersion: osctl.kapernikov.com/v1\n",
+		"the list is empty":       policyHead,
+		"keys[0]: it has no name": policyHead + "keys: [{pem: x}]\n",
+		"either file or pem":      policyHead + "keys: [{name: x}]\n",
+		"no such file":            policyHead + "keys: [{name: x, file: gone.pub}]\n",
+		":3:1: unknown key \"allowUnsigned\"; allowed here: apiVersion, keys, kind": policyHead + "allowUnsigned: true\nkeys: [{name: x, pem: y}]\n",
+		"kind \"\"": "apiVersion: osctl.kapernikov.com/v1\n",
 	} {
 		if _, err := LoadPolicy(file(t, text)); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), want) {
 			t.Errorf("error = %v, want ErrInvalid with %q", err, want)
@@ -91,7 +98,7 @@ func FuzzLoad(f *testing.F) {
 	f.Add([]byte(head + "product: x\nhealth: {deadline: 5m}\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		c := Defaults()
-		if err := decode("f", data, &c, "Config"); err != nil && !errors.Is(err, ErrInvalid) {
+		if _, err := decode("f", data, &c, "Config"); err != nil && !errors.Is(err, ErrInvalid) {
 			t.Errorf("error of another class: %v", err)
 		}
 	})

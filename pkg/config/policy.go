@@ -36,15 +36,17 @@ func LoadPolicy(names ...string) (Policy, error) {
 	if data == nil {
 		return p, fmt.Errorf("%w: none of %v exists; an image brings its policy in /usr/lib/osctl/policy.yaml", ErrNoPolicy, names)
 	}
-	if err := decode(name, data, &p, "Policy"); err != nil {
+	d, err := decode(name, data, &p, "Policy")
+	if err != nil {
 		return p, err
 	}
 	if len(p.Keys) == 0 {
-		return p, fmt.Errorf("%w: %s: keys: the list is empty, so nothing could be verified", ErrInvalid, name)
+		return p, d.complain(d.at("keys"), "keys: the list is empty, so nothing could be verified")
 	}
 	for i := range p.Keys {
 		if err := p.Keys[i].read(filepath.Dir(name)); err != nil {
-			return p, fmt.Errorf("%w: %s: keys[%d]: %w", ErrInvalid, name, i, err)
+			key := fmt.Sprintf("keys[%d]", i)
+			return p, d.blame(d.at(key), fmt.Errorf("%s: %w", key, err))
 		}
 	}
 	return p, nil

@@ -87,12 +87,27 @@ func backoff(ctx context.Context, attempt int) error {
 	}
 }
 
+// CheckReference fails with ErrReference for what is no reference with a tag or a
+// digest. It asks nobody.
+func CheckReference(name string) error {
+	_, err := parseReference(name)
+	return err
+}
+
+func parseReference(name string) (reference.Spec, error) {
+	spec, err := reference.Parse(name)
+	if err != nil || spec.Object == "" {
+		return spec, fmt.Errorf("%w: %q: expected registry/repository:tag or registry/repository@sha256:…", ErrReference, name)
+	}
+	return spec, nil
+}
+
 // Resolve asks the registry what the name means now. name is a reference with
 // a tag or a digest, or both.
 func (r *Registry) Resolve(ctx context.Context, name string) (Ref, error) {
-	spec, err := reference.Parse(name)
-	if err != nil || spec.Object == "" {
-		return Ref{}, fmt.Errorf("%w: %q: expected registry/repository:tag or registry/repository@sha256:…", ErrReference, name)
+	spec, err := parseReference(name)
+	if err != nil {
+		return Ref{}, err
 	}
 	_, desc, err := r.resolver.Resolve(ctx, name)
 	if err != nil {

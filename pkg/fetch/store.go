@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"strings"
 	"time"
 
@@ -35,6 +36,13 @@ type Store struct {
 // Dial connects to the containerd daemon. Content goes into the given
 // containerd namespace.
 func Dial(ctx context.Context, address, namespace string) (*Store, error) {
+	// The library waits for a socket that is not there; whether somebody listens
+	// can be known at once.
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", address)
+	if err != nil {
+		return nil, fmt.Errorf("%w at %s: %w", ErrDaemon, address, err)
+	}
+	conn.Close() //nolint:errcheck // nothing was sent
 	client, err := containerd.New(address, containerd.WithDefaultNamespace(namespace), containerd.WithTimeout(dialTimeout))
 	if err == nil {
 		ctx, cancel := context.WithTimeout(ctx, dialTimeout)
