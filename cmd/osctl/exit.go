@@ -6,12 +6,15 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"runtime/debug"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/kapernikov/osctl/pkg/admit"
+	"github.com/kapernikov/osctl/pkg/artifact"
 	"github.com/kapernikov/osctl/pkg/assemble"
 	"github.com/kapernikov/osctl/pkg/boot"
 	"github.com/kapernikov/osctl/pkg/config"
@@ -20,6 +23,7 @@ import (
 	"github.com/kapernikov/osctl/pkg/fetch"
 	"github.com/kapernikov/osctl/pkg/health"
 	"github.com/kapernikov/osctl/pkg/install"
+	"github.com/kapernikov/osctl/pkg/ledger"
 	"github.com/kapernikov/osctl/pkg/osimage"
 	"github.com/kapernikov/osctl/pkg/publish"
 	"github.com/kapernikov/osctl/pkg/slot"
@@ -79,44 +83,118 @@ func as[T error]() func(error) bool {
 	}
 }
 
-// rules is the one table of errors; the first match counts.
+// rules is the one table of errors. The first match gives the exit code; the
+// first match that has a hint gives the hint.
 func rules() []rule {
+	return slices.Concat(refusalRules(), registryRules(), storageRules(), []rule{
+		{is(fs.ErrPermission), exitFailed, "run as root"},
+	})
+}
+
+// refusalRules are the errors of a machine that works and says no.
+func refusalRules() []rule {
 	return []rule{
 		{as[usageError](), exitUsage, ""},
 		{is(fetch.ErrReference), exitUsage, ""},
 		{is(publish.ErrReference), exitUsage, ""},
 		{is(context.Canceled), exitFailed, "interrupted; the same command goes on where it stopped"},
+		{notRoot, exitFailed, "run as root"},
 		{as[*trust.Refusal](), exitPolicy, ""},
 		{is(config.ErrNoPolicy), exitPolicy, ""},
-		{as[policyError](), exitPolicy, ""},
+		{as[policyError](), exitPolicy, "correct the policy: without a usable one nothing is installed"},
+		{is(trust.ErrPolicy), exitPolicy, "correct the policy: without a usable one nothing is installed"},
+		{is(config.ErrInvalid), exitFailed, "correct that file and run the same command again"},
 		{as[*admit.Refusal](), exitAdmission, ""},
 		{is(slot.ErrTooSmall), exitAdmission, "build a smaller image"},
 		{as[*install.ImageTooLargeError](), exitAdmission, "install with a larger --slot-size, or build a smaller image"},
+		{as[*install.BadImageError](), exitAdmission, "name an image of a whole system; docs/artifact-format.md says what it holds"},
+		{as[*disk.TooSmallError](), exitAdmission, "take a larger disk, a larger --size or a smaller --slot-size"},
 		{is(osimage.ErrNotOS), exitAdmission, "name an image that osctl build made"},
 		{is(boot.ErrBusy), exitBusy, "wait for the other osctl to end"},
 		{is(boot.ErrState), exitBusy, "osctl status shows the state; let the trial end, or end it with osctl rollback"},
-		{is(disk.ErrBusy), exitBusy, ""},
+		{is(disk.ErrBusy), exitBusy, "unmount or detach it, or end who uses it"},
+		{is(upgrade.ErrNoProvenSlot), exitFailed, "install another image with osctl upgrade"},
+		{is(device.ErrNoSlot), exitFailed, "run this on a machine that osctl installed, or set bootedSlot in osctl.yaml"},
+		{is(publish.ErrPassword), exitFailed, "give the key's password in COSIGN_PASSWORD, or run this on a terminal"},
+		{is(publish.ErrKey), exitFailed, "make a key pair: cosign generate-key-pair"},
+		{is(artifact.ErrRootfs), exitFailed, ""},
+		{is(artifact.ErrOutput), exitFailed, ""},
+	}
+}
+
+// registryRules are the errors between this machine and an image: containerd,
+// the registry, and what came from there.
+func registryRules() []rule {
+	const again = "check the network and the registry; the same command goes on where it stopped"
+	const damaged = "these are not the bytes that were signed; push or copy the image again"
+	return []rule{
 		{is(fetch.ErrDaemon), exitFailed, "look at: systemctl status containerd"},
 		{is(health.ErrContainers), exitFailed, "look at: systemctl status containerd"},
+		{is(health.ErrSystemd), exitFailed, "look at: systemctl status"},
 		{is(fetch.ErrStore), exitStorage, "free space on the data partition: nerdctl system prune, df -h /data"},
 		{is(fetch.ErrDenied), exitRegistry, "log in: nerdctl login REGISTRY"},
 		{is(publish.ErrDenied), exitRegistry, "log in: nerdctl login REGISTRY, or docker login REGISTRY"},
 		{is(fetch.ErrNotFound), exitRegistry, "check the name, the tag and the registry"},
-		{is(fetch.ErrRegistry), exitRegistry, "check the network and the registry; the same command goes on where it stopped"},
-		{is(publish.ErrRegistry), exitRegistry, "check the network and the registry; the same command goes on where it stopped"},
-		{is(assemble.ErrCorrupt), exitRegistry, "the registry serves other bytes than were signed; push the image again"},
-		{is(osimage.ErrInvalid), exitRegistry, "the artifact is damaged; build and push it again"},
-		{is(upgrade.ErrNoProvenSlot), exitFailed, "install another image with osctl upgrade"},
-		{as[storageError](), exitStorage, ""},
-		{is(slot.ErrMedium), exitStorage, "check the disk: dmesg; the running system is untouched"},
-		{is(boot.ErrUnknown), exitStorage, "osctl settle names the running slot again"},
-		{is(disk.ErrNoPartition), exitStorage, "check the disk's partition table: lsblk -o NAME,PARTLABEL,SIZE"},
-		{is(device.ErrNoSlot), exitFailed, "run this on a machine that osctl installed, or set bootedSlot in osctl.yaml"},
-		{is(unix.ENOSPC), exitStorage, "free space on the data partition: df -h /data"},
-		{is(unix.EROFS), exitStorage, "the file system is read-only: dmesg says why"},
-		{is(unix.EIO), exitStorage, "check the disk: dmesg"},
-		{is(fs.ErrPermission), exitFailed, "run as root"},
+		{is(publish.ErrNotFound), exitRegistry, "check the name, the tag and the registry"},
+		{is(assemble.ErrCorrupt), exitRegistry, damaged},
+		{is(osimage.ErrInvalid), exitRegistry, damaged},
+		{is(fetch.ErrRegistry), exitRegistry, again},
+		{is(publish.ErrRegistry), exitRegistry, again},
+		{is(fetch.ErrLayout), exitFailed, "make a layout with osctl build -o LAYOUT, or copy it again"},
+		{is(publish.ErrLayout), exitFailed, "make a layout with osctl build -o LAYOUT, or copy it again"},
 	}
+}
+
+// storageRules are the failures of this machine's disks.
+func storageRules() []rule {
+	const dmesg = "check the disk: dmesg; the running system is untouched"
+	return []rule{
+		{is(unix.ENOSPC), exitStorage, "free space on the data partition: df -h /data"},
+		{is(unix.EDQUOT), exitStorage, "free space on the data partition: df -h /data"},
+		{is(unix.EROFS), exitStorage, "the file system is read-only: dmesg says why"},
+		{is(unix.EIO), exitStorage, dmesg},
+		{is(slot.ErrMedium), exitStorage, dmesg},
+		{is(disk.ErrReadBack), exitStorage, dmesg},
+		{is(disk.ErrTable), exitStorage, dmesg},
+		{is(boot.ErrReadBack), exitStorage, "check the boot partition: dmesg, df -h /efi"},
+		{is(boot.ErrUnknown), exitStorage, "osctl settle names the running slot again"},
+		{is(ledger.ErrCorrupt), exitStorage, "the machine boots without it; the next change sets it aside and starts a new one"},
+		{as[*install.NotBlankError](), exitStorage, "give --force to overwrite it"},
+		{is(disk.ErrUnfit), exitStorage, "name a whole disk, or a file and its --size"},
+		{is(disk.ErrNotDisk), exitStorage, "name a disk or an image file"},
+		{as[*disk.AmbiguousError](), exitStorage, "detach the other disk, or name the slots in osctl.yaml"},
+		{is(disk.ErrNoPartition), exitStorage, "check the disk's partition table: lsblk -o NAME,PARTLABEL,SIZE"},
+		{missingSlot, exitStorage, "check slots in osctl.yaml: lsblk -o NAME,PARTLABEL,SIZE"},
+		{as[storageError](), exitStorage, ""},
+	}
+}
+
+// notRoot holds for what root may do and this user may not. Root itself meets
+// the same errors on a disk that is write-protected.
+func notRoot(err error) bool { return os.Geteuid() != 0 && errors.Is(err, fs.ErrPermission) }
+
+func missingSlot(err error) bool {
+	return as[storageError]()(err) && errors.Is(err, fs.ErrNotExist)
+}
+
+// classify finds the exit code and the hint of an error.
+func classify(err error) (code int, hint string) {
+	code = -1
+	for _, r := range rules() {
+		if !r.match(err) {
+			continue
+		}
+		if code < 0 {
+			code = r.code
+		}
+		if r.hint != "" {
+			return code, r.hint
+		}
+	}
+	if code < 0 {
+		code = exitFailed
+	}
+	return code, ""
 }
 
 // report prints an error with its hint and returns the exit code.
@@ -124,20 +202,10 @@ func report(w io.Writer, err error) int {
 	if err == nil {
 		return exitDone
 	}
-	var silent exitError
-	if errors.As(err, &silent) {
+	if silent, ok := err.(exitError); ok { //nolint:errorlint // joined with another error it is not silent
 		return int(silent)
 	}
-	code, hint := exitFailed, ""
-	for _, r := range rules() {
-		if r.match(err) {
-			code, hint = r.code, r.hint
-			break
-		}
-	}
-	if hint == "" && errors.Is(err, fs.ErrPermission) {
-		hint = "run as root"
-	}
+	code, hint := classify(err)
 	// Joined errors come on lines of their own.
 	fmt.Fprintf(w, "osctl: %s\n", strings.ReplaceAll(err.Error(), "\n", "\n       "))
 	if hint != "" {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 
 	"github.com/kapernikov/osctl/pkg/admit"
 	"github.com/kapernikov/osctl/pkg/boot"
@@ -119,6 +120,9 @@ func (m *machine) openSlot(s device.Slot) (upgrade.Target, error) {
 	if same {
 		return nil, storageError{fmt.Errorf("%s holds the running system and is never written; check slots in the configuration", path)}
 	}
+	if running, err := m.slotPath(s.Other()); err == nil && samePlace(path, running) {
+		return nil, storageError{fmt.Errorf("%s is the same as slot %s, which runs, and is never written; check slots in the configuration", path, s.Other())}
+	}
 	d, err := disk.Open(path)
 	if errors.Is(err, disk.ErrBusy) {
 		return nil, err
@@ -127,6 +131,16 @@ func (m *machine) openSlot(s device.Slot) (upgrade.Target, error) {
 		return nil, storageError{err}
 	}
 	return d, nil
+}
+
+// samePlace reports whether two paths lead to one file or one block device.
+func samePlace(a, b string) bool {
+	var x, y unix.Stat_t
+	if unix.Stat(a, &x) != nil || unix.Stat(b, &y) != nil {
+		return false
+	}
+	blocks := x.Mode&unix.S_IFMT == unix.S_IFBLK && y.Mode&unix.S_IFMT == unix.S_IFBLK
+	return x.Dev == y.Dev && x.Ino == y.Ino || blocks && x.Rdev == y.Rdev
 }
 
 // verifier reads the policy.
@@ -161,7 +175,7 @@ func (m *machine) containers() *workload.Reader {
 // gate is the configured health gate.
 func (m *machine) gate(b health.Baseline) health.Options {
 	return health.Options{
-		Systemd: health.Systemd{}, Containers: m.containers(), Baseline: b, Log: m.log,
+		Systemd: health.Systemd{Socket: m.config.Health.Systemd}, Containers: m.containers(), Baseline: b, Log: m.log,
 		RequiredUnits: m.config.Health.RequiredUnits,
 		Deadline:      time.Duration(m.config.Health.Deadline), Steady: time.Duration(m.config.Health.Soak),
 	}

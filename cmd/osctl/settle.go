@@ -158,7 +158,7 @@ func runSettle(ctx context.Context, o gateOptions, s streams) error {
 		return errors.Join(err, reboot(ctx))
 	}
 	if v.Action == upgrade.Unproven {
-		return errors.Join(err, exitError(exitFailed))
+		return exitError(exitFailed)
 	}
 	return err
 }

@@ -173,6 +173,9 @@ func (s *source) resolve(ctx context.Context) (upgrade.Offer, error) {
 		// The digest says everything; a tag beside it would only be ignored.
 		name = repositoryOf(name) + "@" + s.digest
 	}
+	if err := fetch.CheckReference(name); err != nil {
+		return nil, err
+	}
 	c := s.machine.config.Containerd
 	store, err := fetch.Dial(ctx, c.Address, c.Namespace)
 	if err != nil {
