@@ -134,17 +134,18 @@ func TestRed(t *testing.T) {
 			m.options.Baseline.FailedUnits = []string{"b.service"}
 			m.systemd.Set("failed", "a.service", "b.service")
 		}, "failed units: a.service (expected: none but b.service, which had failed before)"},
-		"required inactive":  {func(m *machine) { m.systemd.Set("inactive", "ssh.service") }, "ssh.service: inactive (expected: active)"},
-		"required missing":   {func(m *machine) { m.options.RequiredUnits = []string{"x.service"} }, "x.service: not-found (expected: active)"},
-		"systemd fails":      {func(m *machine) { m.systemd.Fail(errGone) }, "systemd: connection refused (expected: answers)"},
-		"no systemd":         {func(m *machine) { m.options.Systemd = nil }, "systemd: not configured (expected: answers)"},
-		"containerd fails":   {func(m *machine) { m.containers.Fail(errGone) }, "containerd: connection refused (expected: answers)"},
-		"no containerd":      {func(m *machine) { m.options.Containers = nil }, "containerd: not configured (expected: answers)"},
-		"workload gone":      {func(m *machine) { m.containers.Set() }, "default/web: no such container (expected: running with image sha256:aa)"},
-		"workload stopped":   {func(m *machine) { m.containers.Set(health.Container{Workload: web, Status: "stopped"}) }, "default/web: stopped (restart policy always) (expected: running with image sha256:aa)"},
-		"no restart policy":  {func(m *machine) { m.containers.Set(health.Container{Workload: loose, Status: "no task"}) }, "default/web: no task, and it has no restart policy: containerd does not start it at boot (expected: running with image sha256:aa)"},
-		"other image":        {func(m *machine) { m.containers.Set(running(other)) }, "default/web: running with image sha256:bb (expected: running with image sha256:aa)"},
-		"new, image unknown": {func(m *machine) { m.containers.Set(running(fresh)) }, "default/web: running; its image record is gone, so it is not known to be the same image (expected: running with image sha256:aa)"},
+		"required inactive":         {func(m *machine) { m.systemd.Set("inactive", "ssh.service") }, "ssh.service: inactive (expected: active)"},
+		"required missing":          {func(m *machine) { m.options.RequiredUnits = []string{"x.service"} }, "x.service: not-found (expected: active)"},
+		"systemd fails":             {func(m *machine) { m.systemd.Fail(errGone) }, "systemd: connection refused (expected: answers)"},
+		"no systemd":                {func(m *machine) { m.options.Systemd = nil }, "systemd: not configured (expected: answers)"},
+		"containerd fails":          {func(m *machine) { m.containers.Fail(errGone) }, "containerd: connection refused (expected: answers)"},
+		"containerd does not serve": {func(m *machine) { m.containers.FailPing(errGone) }, "containerd: connection refused (expected: answers)"},
+		"no containerd":             {func(m *machine) { m.options.Containers = nil }, "containerd: not configured (expected: answers)"},
+		"workload gone":             {func(m *machine) { m.containers.Set() }, "default/web: no such container (expected: running with image sha256:aa)"},
+		"workload stopped":          {func(m *machine) { m.containers.Set(health.Container{Workload: web, Status: "stopped"}) }, "default/web: stopped (restart policy always) (expected: running with image sha256:aa)"},
+		"no restart policy":         {func(m *machine) { m.containers.Set(health.Container{Workload: loose, Status: "no task"}) }, "default/web: no task, and it has no restart policy: containerd does not start it at boot (expected: running with image sha256:aa)"},
+		"other image":               {func(m *machine) { m.containers.Set(running(other)) }, "default/web: running with image sha256:bb (expected: running with image sha256:aa)"},
+		"new, image unknown":        {func(m *machine) { m.containers.Set(running(fresh)) }, "default/web: running; its image record is gone, so it is not known to be the same image (expected: running with image sha256:aa)"},
 		"other namespace": {func(m *machine) {
 			w := web
 			w.Namespace = "other"
@@ -322,10 +323,10 @@ func TestHang(t *testing.T) {
 		})
 		inBubble(t, name+" once all was well", func(t *testing.T) {
 			m := newMachine()
-			var release func()
-			time.AfterFunc(2*time.Second, func() { release = c.hang(m) })
+			release := make(chan func(), 1)
+			time.AfterFunc(2*time.Second, func() { release <- c.hang(m) })
 			r := health.Run(t.Context(), m.options)
-			release()
+			(<-release)()
 			check(t, m, r)
 		})
 		inBubble(t, name+" for a while", func(t *testing.T) {

@@ -21,8 +21,9 @@ func TestFakeSystemd(t *testing.T) {
 		return gate.SystemdRig{
 			Systemd: f,
 			Start: func(unit string) {
-				f.Set(map[string]string{"good.service": "active", "bad.service": "failed"}[unit], unit)
+				f.Set(map[string]string{"good.service": "active", "bad.service": "failed", "brittle.service": "active"}[unit], unit)
 			},
+			Break: func() { f.Set("failed", "brittle.service") },
 			Finish: func() {
 				f.Set("active", "slow.service")
 				f.SetPending()
@@ -60,9 +61,13 @@ func newFIFO(t *testing.T) (path string, release func()) {
 func TestRealSystemd(t *testing.T) {
 	gate.SystemdSuite(t, func(t *testing.T) gate.SystemdRig {
 		fifo, release := newFIFO(t)
-		s := daemon.StartSystemd(t, bootUnits(fifo))
+		brittle, breakIt := newFIFO(t)
+		units := bootUnits(fifo)
+		units["brittle.service"] = "[Service]\nExecStart=/bin/sh -c 'cat " + brittle + "; exit 1'\n"
+		s := daemon.StartSystemd(t, units)
 		return gate.SystemdRig{
 			Systemd: health.Systemd{Socket: s.Socket},
+			Break:   breakIt,
 			Start:   func(unit string) { s.Control(t, "start", unit) },
 			Finish:  release,
 		}

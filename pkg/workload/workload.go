@@ -200,7 +200,10 @@ func (r *Reader) Changes(ctx context.Context) <-chan struct{} {
 		events, errs := client.Subscribe(ctx, `topic~="^/(tasks|containers|images)/"`)
 		// containerd does not confirm a subscription. What it answers on the same
 		// connection afterwards is the nearest thing to it.
-		if err := ping(ctx, client); err != nil {
+		asking, asked := context.WithTimeout(ctx, limit)
+		err = ping(asking, client)
+		asked()
+		if err != nil {
 			return
 		}
 		bell <- struct{}{}

@@ -86,10 +86,13 @@ func (r *rig) image(space, name, content string) {
 func (r *rig) run(space, id, image string, labels map[string]string) {
 	r.t.Helper()
 	ctx := namespaces.WithNamespace(r.t.Context(), space)
-	c, err := r.client.NewContainer(ctx, id,
+	c, err := r.client.NewContainer(ctx, id, r.daemon.Runtime(),
 		containerd.WithImageName(image),
-		containerd.WithContainerLabels(labels),
-		containerd.WithNewSpec(oci.WithRootFSPath(r.rootfs), oci.WithRootFSReadonly(), oci.WithProcessArgs("/wait")),
+		containerd.WithNewSpec(
+			oci.WithRootFSPath(r.rootfs), oci.WithRootFSReadonly(), oci.WithProcessArgs("/wait"),
+			// The default, /namespace/id, leaves an empty group behind.
+			oci.WithCgroup("/osctl-test-"+space+"-"+id),
+		),
 	)
 	if err != nil {
 		r.t.Fatalf("making container %s/%s: %v", space, id, err)
@@ -100,6 +103,14 @@ func (r *rig) run(space, id, image string, labels map[string]string) {
 	}
 	if err := task.Start(ctx); err != nil {
 		r.t.Fatalf("starting %s/%s: %v", space, id, err)
+	}
+	// Not earlier: the restart monitor would take the task that is only created
+	// for a dead one and start its own.
+	if len(labels) == 0 {
+		return
+	}
+	if _, err := c.SetLabels(ctx, labels); err != nil {
+		r.t.Fatalf("labelling %s/%s: %v", space, id, err)
 	}
 }
 

@@ -28,8 +28,11 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 
+	"github.com/containerd/containerd/api/types/runc/options"
 	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/runtime/restart"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
 )
 
 // startLimit is how long a daemon may take until it answers. It is long because
@@ -258,14 +261,35 @@ func (d *Daemon) endTasks() error {
 			return err
 		}
 		for _, c := range list {
-			// Without its record first, the restart monitor would start it again.
-			if task, err := c.Task(ctx, nil); err == nil {
-				defer task.Delete(ctx, containerd.WithProcessKill)
+			if err := endContainer(ctx, c); err != nil {
+				return fmt.Errorf("container %s/%s: %w", space, c.ID(), err)
 			}
-			_ = client.ContainerService().Delete(ctx, c.ID())
 		}
 	}
 	return nil
+}
+
+// endContainer deletes a container, killing it if it runs.
+func endContainer(ctx context.Context, c containerd.Container) error {
+	// The restart monitor would start it again.
+	if err := c.Update(ctx, containerd.UpdateContainerOpts(restart.WithNoRestarts)); err != nil {
+		return err
+	}
+	task, err := c.Task(ctx, nil)
+	if err == nil {
+		_, err = task.Delete(ctx, containerd.WithProcessKill)
+	}
+	if err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	return c.Delete(ctx)
+}
+
+// Runtime makes a container keep runc's state in the test's folder. Without it
+// that is in /run/containerd/runc, where containers of two tests that have the
+// same namespace and ID are in each other's way.
+func (d *Daemon) Runtime() containerd.NewContainerOpts {
+	return containerd.WithRuntime("io.containerd.runc.v2", &options.Options{Root: d.path("runc")})
 }
 
 // showTail logs the end of a daemon's log file.

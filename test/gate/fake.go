@@ -174,7 +174,8 @@ func (s *Systemd) Units(ctx context.Context, names []string) (health.Units, erro
 // Containers is a fake of workload.Reader. Its zero value has no containers.
 type Containers struct {
 	fake
-	list []health.Container
+	list    []health.Container
+	pingErr error
 }
 
 // Set replaces all containers.
@@ -185,8 +186,22 @@ func (c *Containers) Set(list ...health.Container) {
 	c.bells.ring()
 }
 
+// FailPing makes the daemon say that it does not serve, though it answers.
+func (c *Containers) FailPing(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.pingErr = err
+}
+
 // Ping returns nil unless the daemon hangs or fails.
-func (c *Containers) Ping(ctx context.Context) error { return c.answer(ctx) }
+func (c *Containers) Ping(ctx context.Context) error {
+	if err := c.answer(ctx); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.pingErr
+}
 
 // List returns what was set.
 func (c *Containers) List(ctx context.Context) ([]health.Container, error) {

@@ -17,7 +17,8 @@ const limit = 30 * time.Second
 // SystemdRig is a systemd to put through SystemdSuite. It has just been started
 // and boots to a default.target that waits for slow.service, which stays in
 // its start until Finish. It has no other units than these, good.service, which
-// starts, and bad.service, which fails to start.
+// starts, bad.service, which fails to start, and brittle.service, which starts
+// and fails at Break.
 type SystemdRig struct {
 	Systemd interface {
 		Units(ctx context.Context, names []string) (health.Units, error)
@@ -25,6 +26,7 @@ type SystemdRig struct {
 	}
 	Start  func(unit string) // asks for a start and does not wait for it
 	Finish func()            // lets slow.service become active
+	Break  func()            // makes brittle.service fail
 }
 
 // SystemdSuite tests what the gate relies on. start is called once a test.
@@ -55,6 +57,19 @@ func SystemdSuite(t *testing.T, start func(t *testing.T) SystemdRig) {
 			return u.State["bad.service"] == "failed" && slices.Equal(u.Failed, []string{"bad.service"})
 		})
 	})
+	t.Run("a failure without a job is seen and announced", func(t *testing.T) {
+		rig := start(t)
+		bell := listen(t, rig.Systemd)
+		rig.Start("brittle.service")
+		until(t, rig, bell, "brittle.service", func(u health.Units) bool {
+			return u.State["brittle.service"] == "active"
+		})
+		drain(bell)
+		rig.Break()
+		until(t, rig, bell, "brittle.service", func(u health.Units) bool {
+			return slices.Equal(u.Failed, []string{"brittle.service"})
+		})
+	})
 	t.Run("a unit that does not exist", func(t *testing.T) {
 		rig := start(t)
 		u, err := rig.Systemd.Units(t.Context(), []string{"nothing.service"})
@@ -70,7 +85,7 @@ func SystemdSuite(t *testing.T, start func(t *testing.T) SystemdRig) {
 	})
 	t.Run("the boot has jobs left until it is done", func(t *testing.T) {
 		rig := start(t)
-		bell := listen(t, rig.Systemd)
+		bell := again(listen(t, rig.Systemd)) // the boot may have got there already
 		until(t, rig, bell, "slow.service", func(u health.Units) bool {
 			return slices.Equal(u.Pending, []string{"start default.target (waiting)", "start slow.service (running)"})
 		})
@@ -183,14 +198,39 @@ func listen(t *testing.T, daemon interface {
 	return bell
 }
 
-// waitFor looks, then looks again after each change, and never without one.
-func waitFor(t *testing.T, bell <-chan struct{}, what string, ok func() (bool, any)) {
-	t.Helper()
+// again returns the channel with a value put in front.
+func again(bell <-chan struct{}) <-chan struct{} {
+	out := make(chan struct{}, 1)
+	out <- struct{}{}
+	go func() {
+		defer close(out)
+		for v := range bell {
+			out <- v
+		}
+	}()
+	return out
+}
+
+// drain takes the values that still come of what was done before. A value that
+// it misses makes a test less sharp, never red.
+func drain(bell <-chan struct{}) {
 	for {
-		done, last := ok()
-		if done {
+		select {
+		case _, open := <-bell:
+			if !open {
+				return
+			}
+		case <-time.After(200 * time.Millisecond):
 			return
 		}
+	}
+}
+
+// waitFor looks after each change, and never without one.
+func waitFor(t *testing.T, bell <-chan struct{}, what string, ok func() (bool, any)) {
+	t.Helper()
+	var last any
+	for done := false; !done; done, last = ok() {
 		if !next(t, bell, fmt.Sprintf("a change after which there is %s (last seen: %v)", what, last)) {
 			t.Fatalf("the changes ended before there was %s; last seen: %v", what, last)
 		}
