@@ -87,7 +87,7 @@ func (m *machine) compare(b *testing.B, i image) {
 			pair[0].CPU.Seconds(), pair[0].Daemon.Seconds(), pair[1].Wall.Seconds(), pair[1].CPU.Seconds())
 		a, p = append(a, pair[0]), append(p, pair[1])
 		ratios = append(ratios, pair[0].Wall.Seconds()/pair[1].Wall.Seconds())
-		cpu = append(cpu, (pair[0].CPU + pair[0].Daemon).Seconds()/pair[1].CPU.Seconds())
+		cpu = append(cpu, (pair[0].CPU+pair[0].Daemon).Seconds()/pair[1].CPU.Seconds())
 	}
 	slices.Sort(ratios)
 	say("wall time, osctl / pipeline: median %.2f (%.2f to %.2f), goal 1.25", median(ratios), ratios[0], ratios[len(ratios)-1])
