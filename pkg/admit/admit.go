@@ -41,7 +41,7 @@ const (
 	RuleVersion      Rule = "version"
 	RuleMinVersion   Rule = "minimum version"
 	RuleSize         Rule = "slot size"
-	RuleFailed       Rule = "failed before"
+	RuleFailed       Rule = "trial history"
 )
 
 // Refusal says which rule refused, what the image has, what the machine wants
@@ -86,7 +86,7 @@ func Decide(v trust.Verified, m Machine, retry bool) (Plan, error) {
 		}
 	}
 	if reason, failed := m.Failed(img.Digest().String()); failed && !retry {
-		return Plan{}, &Refusal{RuleFailed, fmt.Sprintf("failed its trial here (%s)", reason), "an image that did not", "install a newer image, or try this one again with --retry"}
+		return Plan{}, &Refusal{RuleFailed, fmt.Sprintf("a failed trial here (%s)", reason), "an image without one", "install a newer image, or try this one again with --retry"}
 	}
 	return Plan{v}, nil
 }

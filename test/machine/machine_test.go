@@ -232,7 +232,7 @@ func TestTranscriptTellsTheStory(t *testing.T) {
 	}
 	for _, want := range []string{
 		"found no signature", "wanted a signature by release", "reference 1.1 is in slot B and starts at the next boot, on trial",
-		"committed: slot B", "rolled back: slot A", "recorded the fall back: slot A", "failed its trial here",
+		"committed: slot B", "rolled back: slot A", "recorded the fall back: slot A", "a failed trial here",
 	} {
 		if !strings.Contains(string(text), want) {
 			t.Errorf("docs/demo.md lacks %q", want)

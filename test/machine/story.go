@@ -230,7 +230,7 @@ func (s *Story) upgradeToBroken(ctx context.Context) error {
 	if err := s.visit(ctx); err != nil {
 		return err
 	}
-	if _, err := s.run(ctx, "osctl upgrade "+s.Site.Ref("os:1.2"), 21, "failed its trial here", "--retry"); err != nil {
+	if _, err := s.run(ctx, "osctl upgrade "+s.Site.Ref("os:1.2"), 21, "a failed trial here", "--retry"); err != nil {
 		return err
 	}
 	_, err := s.run(ctx, "osctl history", 0, "failed", "committed", "installed")
