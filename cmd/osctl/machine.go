@@ -70,7 +70,7 @@ func (f *machineFlags) open(s streams) (*machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &machine{config: c, ledger: ledger.Open(c.StateDir), log: slog.New(slog.NewTextHandler(s.err, nil))}
+	m := &machine{config: c, ledger: ledger.Open(c.StateDir), log: logger(s, slog.LevelWarn)}
 	if m.boot, err = boot.Open([2]string{c.Env[0], c.Env[1]}); err != nil {
 		return nil, err
 	}
@@ -83,6 +83,12 @@ func (f *machineFlags) open(s streams) (*machine, error) {
 		m.log.Warn("the running version is unknown", "error", err)
 	}
 	return m, nil
+}
+
+// logger writes to standard error: warnings for a person, and for the journal
+// what the gate saw.
+func logger(s streams, level slog.Level) *slog.Logger {
+	return slog.New(slog.NewTextHandler(s.err, &slog.HandlerOptions{Level: level}))
 }
 
 // lock keeps other changes of this machine out.

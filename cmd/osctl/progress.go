@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"sync"
 
@@ -27,12 +26,6 @@ func (f *progressFlags) add(flags *pflag.FlagSet) {
 type display struct {
 	sink   progress.Sink
 	finish func()
-}
-
-// log is a logger for a command with this display: with progress off, only
-// errors remain.
-func (d display) log(s streams) *slog.Logger {
-	return slog.New(slog.NewTextHandler(s.err, &slog.HandlerOptions{Level: slog.LevelWarn}))
 }
 
 func (f progressFlags) display(s streams) (display, error) {

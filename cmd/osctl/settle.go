@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -24,6 +25,7 @@ const bootComplete = "boot-complete.target"
 type gateOptions struct {
 	machineFlags
 	json     bool
+	verbose  bool
 	noReboot bool
 }
 
@@ -42,6 +44,7 @@ ends with 0 when the gate is green and with 1 when it is red.
 	}
 	o.add(cmd.Flags())
 	cmd.Flags().BoolVar(&o.json, "json", false, "print the report as JSON")
+	cmd.Flags().BoolVar(&o.verbose, "verbose", false, "say on stderr when a check changes")
 	return cmd
 }
 
@@ -75,6 +78,9 @@ func runHealth(ctx context.Context, o gateOptions, s streams) error {
 	m, err := o.open(s)
 	if err != nil {
 		return err
+	}
+	if o.verbose {
+		m.log = logger(s, slog.LevelInfo)
 	}
 	var baseline health.Baseline
 	if l, err := m.ledger.Load(); err != nil {
@@ -141,6 +147,7 @@ func runSettle(ctx context.Context, o gateOptions, s streams) error {
 	if m.err != nil {
 		return m.err
 	}
+	m.log = logger(s, slog.LevelInfo)
 	v, err := upgrade.Settle(ctx, upgrade.Settlement{
 		Booted: m.booted, Lock: m.lock, Boot: m.boot, Ledger: m.ledger, Gate: m.settleGate, Log: m.log,
 	})

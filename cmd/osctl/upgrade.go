@@ -130,7 +130,6 @@ func runUpgrade(ctx context.Context, o upgradeOptions, s streams) error {
 	if err != nil {
 		return err
 	}
-	deps.Log = display.log(s)
 	source := source{machine: m, reference: o.reference, imageFlags: o.imageFlags}
 	result, err := upgrade.Run(ctx, deps, source.resolve, upgrade.Options{
 		CheckOnly: o.check, DownloadOnly: o.downloadOnly, Retry: o.retry, Tries: m.config.Tries, Progress: display.sink,
