@@ -28,17 +28,29 @@ if [[ -s $out ]]; then
 	exit 0
 fi
 
-# sources prints the Debian lines of this machine's own package sources.
-# Without any, mmdebstrap uses Debian's well-known archive.
+# archives prints the Debian archives of this machine's own package sources, as
+# far as apt has fetched their indexes.
+archives() {
+	# shellcheck disable=SC2016 # the $(NAME)s are apt's, not the shell's
+	apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT)' \
+		'Created-By: Packages' 'Origin: Debian' "Codename: $suite" | sort -u
+}
+
+# sources prints these archives as lines of a sources.list. Without any,
+# mmdebstrap uses Debian's well-known archive.
 sources() {
-	local keyring=/usr/share/keyrings/debian-archive-keyring.gpg option=
+	local keyring=/usr/share/keyrings/debian-archive-keyring.gpg option='' found archive
 	if [[ -r $keyring ]]; then
 		option="[signed-by=$keyring] "
 	fi
-	# shellcheck disable=SC2016 # the $(NAME)s are apt's, not the shell's
-	apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT)' \
-		'Created-By: Packages' 'Origin: Debian' "Codename: $suite" |
-		sort -u | sed "s|^|deb $option|"
+	found=$(archives)
+	if [[ -z $found ]]; then
+		apt-get -qq update >&2
+		found=$(archives)
+	fi
+	while read -r archive; do
+		[[ -z $archive ]] || echo "deb $option$archive"
+	done <<<"$found"
 }
 
 # names prints the package names of packages.txt, separated by commas.

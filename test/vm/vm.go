@@ -165,7 +165,7 @@ func (m *Machine) arguments(vars string) []string {
 	if memory == 0 {
 		memory = 1024
 	}
-	network := "user,model=virtio-net-pci,hostfwd=tcp:127.0.0.1:0-:22"
+	network := "user,id=net,hostfwd=tcp:127.0.0.1:0-:22"
 	for _, f := range m.config.Forwards {
 		rule := fmt.Sprintf("hostfwd=tcp:127.0.0.1:%d-:%d", f.Host, f.Guest)
 		if f.Guest == 22 {
@@ -182,7 +182,8 @@ func (m *Machine) arguments(vars string) []string {
 		"-drive", "if=pflash,format=raw,unit=1,file=" + escape(vars),
 		"-drive", "if=none,id=disk,format=raw,file=" + escape(m.config.Disk),
 		"-device", "virtio-blk-pci,drive=disk",
-		"-nic", network,
+		// Without a ROM: nothing boots from this network.
+		"-netdev", network, "-device", "virtio-net-pci,netdev=net,romfile=",
 		"-object", "rng-random,id=entropy,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=entropy",
 		"-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
 		"-chardev", "socket,id=monitor,fd=3", "-mon", "chardev=monitor,mode=control",
