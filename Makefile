@@ -5,7 +5,7 @@ export OSCTL_CACHE ?= $(CURDIR)/.cache
 
 # Static, stripped and without paths of this machine: equal sources give equal
 # binaries.
-BUILD = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w'
+BUILD = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=auto -ldflags '-s -w'
 SCRIPTS = $(shell git ls-files '*.sh') .ci/run
 PACKAGES = ./...
 

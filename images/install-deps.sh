@@ -14,7 +14,7 @@ packages=(
 	# a real registry, and what containers need on this host
 	docker-registry runc iptables
 	# tests: GRUB's script interpreter, FAT and GPT by other hands, planted faults
-	grub-emu mtools dosfstools gdisk strace dbus
+	grub-emu mtools dosfstools gdisk strace systemd
 	# lint
 	shellcheck
 )
