@@ -51,7 +51,6 @@ var table = map[string]entry{
 var owners = map[string][]string{
 	"github.com/containerd/containerd/v2":    {"fetch", "workload"},
 	"github.com/sigstore/":                   {"trust", "publish"},
-	"github.com/coreos/go-systemd/":          {"health"},
 	"github.com/godbus/":                     {"health"},
 	"github.com/diskfs/":                     {"disk", "install"},
 	"github.com/goccy/go-yaml":               {"config"},
