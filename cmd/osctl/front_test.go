@@ -9,6 +9,7 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -26,10 +27,11 @@ type front struct {
 	asked  map[string]int // GETs of blobs of more than a pack's least size, by digest
 	status int            // answer everything with this, if not 0
 	// stallAt holds the nth and all later requests for packs, once their first
-	// bytes are out, until resume is closed.
+	// bytes are out, until the script ends.
 	stallAt int
+	flip    bool          // change a byte of every pack
 	stalled chan struct{} // closed when the first request is held
-	resume  chan struct{}
+	resume  chan struct{} // closed at the end
 }
 
 // smallBlob is more than a config or a signature has in these tests, and less
@@ -40,6 +42,7 @@ func newFront(t testing.TB, next http.Handler) *front {
 	f := &front{asked: map[string]int{}, stalled: make(chan struct{}), resume: make(chan struct{})}
 	f.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { f.serve(w, r, next) }))
 	t.Cleanup(func() {
+		close(f.resume)
 		f.CloseClientConnections()
 		f.Close()
 	})
@@ -77,6 +80,11 @@ func (f *front) serve(w http.ResponseWriter, r *http.Request, next http.Handler)
 	next.ServeHTTP(rec, whole)
 	if rec.Code == http.StatusOK && rec.Body.Len() > smallBlob {
 		w = f.count(w, digest[1])
+		f.mu.Lock()
+		if f.flip {
+			rec.Body.Bytes()[rec.Body.Len()/2] ^= 1
+		}
+		f.mu.Unlock()
 	}
 	if rec.Code != http.StatusOK {
 		w.WriteHeader(rec.Code)
@@ -112,8 +120,22 @@ func (f *front) total() int {
 func (f *front) set(status, stallAt int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.status, f.stallAt = status, stallAt
+	f.status, f.stallAt, f.flip = status, stallAt, false
 	f.asked = map[string]int{}
+}
+
+// repeated says how often the pack was asked for that was asked for most often,
+// and which of the given ones were asked for at all.
+func (f *front) repeated(done []string) (most int, again []string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for digest, n := range f.asked {
+		most = max(most, n)
+		if slices.Contains(done, digest) {
+			again = append(again, digest)
+		}
+	}
+	return most, again
 }
 
 // packs is how often packs were asked for.

@@ -58,7 +58,9 @@ func runScripts(t *testing.T, dir string, machine plain) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits": exits, "image": makeImage, "registry": startRegistry, "front": setFront, "asked": asked,
 			"unchanged": unchanged, "boots": boots, "slot": slotHolds, "stage": stage, "alter": alter, "lock": lock,
-			"config": setConfig, "fill": fill, "mode": mode,
+			"config": setConfig, "fill": fill,
+			"mixed": mixed, "foreign": foreign, "stalled": stalled, "finished": finished, "leftover": leftover,
+			"tmpfs": tmpfs, "loop": loop,
 		},
 	})
 }
@@ -71,6 +73,7 @@ type script struct {
 	front             *front
 	before            map[string][]byte // the machine's files, to be compared
 	images            map[string]sample.Image
+	finished          []string // packs that were complete at the last "finished"
 }
 
 type scriptKey struct{}
@@ -109,6 +112,8 @@ func (s *script) setup(e *testscript.Env) error {
 	e.Setenv("PATH", bin+":"+e.Getenv("PATH")+":/usr/sbin:/sbin")
 	e.Setenv("HOME", s.path("home"))
 	e.Setenv("CONFIG", s.config())
+	e.Setenv("CONTAINERD", s.containerd)
+	e.Setenv("SYSTEMD", s.systemd)
 	e.Setenv("COSIGN_PASSWORD", "")
 	e.Values[scriptKey{}] = s
 	return s.remember()
@@ -203,15 +208,21 @@ func startRegistry(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv("REG", s.front.host())
 }
 
-// front STATUS|ok|down changes how the registry behaves.
+// front STATUS|ok|flip|stall N|down changes how the registry behaves.
 func setFront(ts *testscript.TestScript, neg bool, args []string) {
 	f := of(ts).front
-	if neg || len(args) != 1 {
-		ts.Fatalf("usage: front STATUS|ok|down")
-	}
 	switch args[0] {
 	case "ok":
 		f.set(0, 0)
+	case "flip":
+		f.set(0, 0)
+		f.mu.Lock()
+		f.flip = true
+		f.mu.Unlock()
+	case "stall":
+		at, err := strconv.Atoi(args[1])
+		ts.Check(err)
+		f.set(0, at)
 	case "down":
 		f.CloseClientConnections()
 		f.Close()
@@ -345,13 +356,4 @@ func fill(ts *testscript.TestScript, neg bool, args []string) {
 		}
 	}
 	ts.Check(f.Close())
-}
-
-// mode BITS FILE… is chmod.
-func mode(ts *testscript.TestScript, neg bool, args []string) {
-	bits, err := strconv.ParseUint(args[0], 8, 32)
-	ts.Check(err)
-	for _, name := range args[1:] {
-		ts.Check(os.Chmod(ts.MkAbs(name), os.FileMode(bits)))
-	}
 }

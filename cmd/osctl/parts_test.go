@@ -1,0 +1,173 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/random"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
+
+	"github.com/kapernikov/osctl/pkg/osimage"
+	"github.com/kapernikov/osctl/pkg/publish"
+	"github.com/kapernikov/osctl/test/need"
+)
+
+// mixed DIR ONE TWO makes a layout with the config of ONE and the packs of TWO,
+// validly signed: what a publisher's broken builder would make.
+func mixed(ts *testscript.TestScript, neg bool, args []string) {
+	s := of(ts)
+	dir := ts.MkAbs(args[0])
+	for _, from := range args[1:] {
+		ts.Check(copyMissing(filepath.Join(dir, "blobs/sha256"), filepath.Join(ts.MkAbs(from), "blobs/sha256")))
+	}
+	one, two := manifestOf(ts, ts.MkAbs(args[1])), manifestOf(ts, ts.MkAbs(args[2]))
+	raw, desc, err := osimage.Manifest(one.Config, two.Layers, nil)
+	ts.Check(err)
+	index, err := json.Marshal(ocispec.Index{MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{desc}})
+	ts.Check(err)
+	for file, data := range map[string][]byte{
+		"blobs/sha256/" + desc.Digest.Encoded(): raw, "index.json": index, "oci-layout": []byte(`{"imageLayoutVersion":"1.0.0"}`),
+	} {
+		ts.Check(os.WriteFile(filepath.Join(dir, file), data, 0o600))
+	}
+	_, err = publish.Sign(s.Context(), dir, s.release.key, publish.Options{})
+	ts.Check(err)
+}
+
+// copyMissing copies the files of a folder that another one lacks.
+func copyMissing(to, from string) error {
+	if err := os.MkdirAll(to, 0o755); err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(from)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		data, err := os.ReadFile(filepath.Join(from, e.Name()))
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(to, e.Name()), data, 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// manifestOf reads the manifest of the only OS image of a layout.
+func manifestOf(ts *testscript.TestScript, dir string) ocispec.Manifest {
+	var m ocispec.Manifest
+	raw, err := os.ReadFile(filepath.Join(dir, "blobs/sha256", digest.Digest(layoutDigest(of(ts), dir)).Encoded()))
+	ts.Check(err)
+	ts.Check(json.Unmarshal(raw, &m))
+	return m
+}
+
+// foreign REF container|index|helm pushes what is no OS artifact.
+func foreign(ts *testscript.TestScript, neg bool, args []string) {
+	ref, err := name.ParseReference(args[0])
+	ts.Check(err)
+	var img v1.Image
+	switch args[1] {
+	case "container":
+		img, err = random.Image(1000, 1)
+	case "index":
+		index, failed := random.Index(1000, 1, 2)
+		ts.Check(failed)
+		ts.Check(remote.WriteIndex(ref, index))
+		return
+	case "helm":
+		img = mutate.ConfigMediaType(mutate.MediaType(empty.Image, ocispec.MediaTypeImageManifest), "application/vnd.cncf.helm.config.v1+json")
+	default:
+		ts.Fatalf("usage: foreign REF container|index|helm")
+	}
+	ts.Check(err)
+	ts.Check(remote.Write(ref, img))
+}
+
+// stalled waits until the registry holds a request back.
+func stalled(ts *testscript.TestScript, neg bool, _ []string) {
+	s := of(ts)
+	select {
+	case <-s.front.stalled:
+	case <-s.Context().Done():
+		ts.Fatalf("nothing was held back")
+	}
+}
+
+// ctr runs containerd's own client in the namespace of the script's osctl.
+func (s *script) ctr(args ...string) ([]string, error) {
+	cmd := exec.Command(need.Tool(s, "ctr"), append([]string{"--address", s.containerd, "--namespace", s.namespace}, args...)...)
+	out, err := cmd.Output()
+	return strings.Fields(string(out)), err
+}
+
+// finished remembers the packs that containerd has whole; there must be some, and
+// not all. "! finished" holds that none of those was asked for again since the
+// last "front", and no other pack twice.
+func finished(ts *testscript.TestScript, neg bool, args []string) {
+	s := of(ts)
+	if neg {
+		most, again := s.front.repeated(s.finished)
+		if most == 0 || most > 1 || len(again) > 0 {
+			ts.Fatalf("packs were asked for up to %d times, of the finished ones %v", most, again)
+		}
+		return
+	}
+	var err error
+	s.finished, err = s.ctr("content", "ls", "-q")
+	ts.Check(err)
+	all := manifestOf(ts, ts.MkAbs(args[0])).Layers
+	s.finished = slices.DeleteFunc(s.finished, func(d string) bool {
+		return !slices.ContainsFunc(all, func(l ocispec.Descriptor) bool { return l.Digest.String() == d })
+	})
+	if len(s.finished) == 0 || len(s.finished) == len(all) {
+		ts.Fatalf("%d of %d packs are complete: the interruption proves nothing", len(s.finished), len(all))
+	}
+}
+
+// leftover holds that containerd has content or leases of
+// osctl; "! leftover" that it has none of them.
+func leftover(ts *testscript.TestScript, neg bool, _ []string) {
+	s := of(ts)
+	var all []string
+	for _, args := range [][]string{{"content", "ls", "-q"}, {"leases", "ls", "-q"}} {
+		list, err := s.ctr(args...)
+		ts.Check(err)
+		all = append(all, list...)
+	}
+	if (len(all) > 0) == neg {
+		ts.Fatalf("containerd has %v", all)
+	}
+}
+
+// tmpfs DIR SIZE mounts a file system of that size until the script ends.
+func tmpfs(ts *testscript.TestScript, neg bool, args []string) {
+	dir := ts.MkAbs(args[0])
+	ts.Check(os.MkdirAll(dir, 0o755))
+	ts.Check(unix.Mount("tmpfs", dir, "tmpfs", 0, "size="+args[1]))
+	ts.Defer(func() { ts.Check(unix.Unmount(dir, 0)) })
+}
+
+// loop NAME FILE attaches a file to a free loop device, sets NAME to its path
+// and detaches it when the script ends.
+func loop(ts *testscript.TestScript, neg bool, args []string) {
+	out, err := exec.Command("losetup", "--find", "--show", ts.MkAbs(args[1])).Output()
+	ts.Check(err)
+	device := strings.TrimSpace(string(out))
+	ts.Setenv(args[0], device)
+	ts.Defer(func() { ts.Check(exec.Command("losetup", "--detach", device).Run()) })
+}
