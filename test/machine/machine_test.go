@@ -93,7 +93,7 @@ func (s *Story) soundSystem(ctx context.Context) error {
 		{"cat /proc/cmdline", 0, "panic=10"},
 		{"sshd -T | grep -i '^passwordauthentication\\|^permitrootlogin' | sort", 0, "passwordauthentication no\npermitrootlogin without-password"},
 		{"awk -F: '$2 !~ /^[!*]/ {print \"login: \" $1}' /etc/shadow; echo end", 0, "end"},
-		{"cat /run/osctl/preinit.json", 0, `"slot":"A"`},
+		{"cat /run/osctl/preinit.json", 0, `"slot": "A"`},
 		{"osctl upgrade --digest sha256:short x 2>&1", 2, "64 hexadecimal digits"},
 	} {
 		out, err := s.run(ctx, c.command, c.exit, c.want)
