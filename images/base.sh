@@ -88,7 +88,9 @@ mmdebstrap --mode=root --variant=minbase --format=directory --quiet \
 	"$suite" "$tree" "${from[@]}" 9>&- >&2
 "$here/customize.sh" "$tree" >&2
 
+# Without access and change times, which tell when this was done.
 tar -C "$tree" --sort=name --numeric-owner --xattrs --xattrs-include='*' \
+	--pax-option='exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime' \
 	--mtime="@$SOURCE_DATE_EPOCH" --clamp-mtime -c . | zstd -q -3 -T2 -f -o "$part"
 mv "$part" "$out"
 # Older trees of the same cache have been replaced.
