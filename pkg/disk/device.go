@@ -53,7 +53,7 @@ type medium struct {
 	block    bool // block device, not plain file
 	writable bool
 
-	direct directReader
+	direct direct
 }
 
 // Open opens the block device or plain file at path for reading and writing,
@@ -193,7 +193,8 @@ func (d *Device) clip(n int, off int64) (int, error) {
 
 // WriteAt writes p at off. It returns [ErrRange] and writes nothing if the
 // range is not entirely in the device: a device does not grow. The bytes are
-// durable only after [Device.Sync].
+// durable only after [Device.Sync]. Large writes that are aligned in memory and
+// on the device go past the page cache.
 func (d *Device) WriteAt(p []byte, off int64) (int, error) {
 	if !d.medium.writable {
 		return 0, fmt.Errorf("writing %s: %w", d.name, ErrReadOnly)
@@ -201,7 +202,7 @@ func (d *Device) WriteAt(p []byte, off int64) (int, error) {
 	if off < 0 || off > d.size || int64(len(p)) > d.size-off {
 		return 0, fmt.Errorf("writing %d bytes at %d of %s (%d bytes): %w", len(p), off, d.name, d.size, ErrRange)
 	}
-	n, err := d.medium.file.WriteAt(p, d.off+off)
+	n, err := d.medium.write(p, d.off+off)
 	if err != nil {
 		return n, fmt.Errorf("writing %d bytes at %d of %s: %w", len(p), off, d.name, err)
 	}
@@ -232,11 +233,13 @@ func (d *Device) Close() error {
 	return nil
 }
 
-// directReader is the lazily opened second descriptor for reads from the
-// medium, with its aligned buffer.
-type directReader struct {
-	mu     sync.Mutex
-	file   *os.File
-	buffer []byte
-	cached bool // the file system has no O_DIRECT: drop the cache instead
+// direct is the lazily opened second descriptor, with O_DIRECT: for reads from
+// the medium, with an aligned buffer for those that are not aligned themselves,
+// and for large writes.
+type direct struct {
+	mu       sync.Mutex
+	file     *os.File
+	buffer   []byte
+	cached   bool // the file system has no O_DIRECT: drop the cache instead
+	buffered bool // it refuses direct writes: all go through the cache
 }

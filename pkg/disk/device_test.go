@@ -10,6 +10,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
 // newFile returns the path of a file of size random bytes, and the bytes.
@@ -89,6 +92,93 @@ func TestReadBackAtSeesWhatWasWritten(t *testing.T) {
 	if _, err := d.ReadBackAt(got, 4000); err != nil || !bytes.Equal(got, want) {
 		t.Errorf("ReadBackAt = %v, or not the new bytes", err)
 	}
+}
+
+// TestWritesOfAllSizesMeet mixes writes by the page cache and past it, aligned or
+// not, over each other.
+func TestWritesOfAllSizesMeet(t *testing.T) {
+	const size = 3*directChunk + 777
+	buffer := alignedBuffer(size + directAlign)
+	random := rand.NewChaCha8([32]byte{2})
+	for name, set := range map[string]func(*Device){
+		"direct":       func(*Device) {},
+		"refused":      func(d *Device) { d.medium.direct.buffered = true },
+		"no direct IO": func(d *Device) { d.medium.direct.cached = true },
+	} {
+		path, want := newFile(t, t.TempDir(), size)
+		d := openForTest(t, path)
+		set(d)
+		for _, w := range [][3]int{ // offset, length, offset in memory
+			{100, 5000, 0}, {0, directChunk, 0}, {directAlign, directLeast, 0}, {4000, 200, 0}, {directChunk, directLeast, 8},
+			{directChunk + 1, directLeast, 0}, {2 * directChunk, directChunk, directAlign}, {2*directChunk + 8192, directLeast + 1, 0},
+			{directAlign, size - directAlign, 0}, {0, size - 777, 0},
+		} {
+			p := buffer[w[2] : w[2]+w[1]]
+			random.Read(p)
+			copy(want[w[0]:], p)
+			if n, err := d.WriteAt(p, int64(w[0])); n != len(p) || err != nil {
+				t.Fatalf("%s: WriteAt(%d bytes, %d) = %d, %v", name, len(p), w[0], n, err)
+			}
+			got := make([]byte, size)
+			if _, err := d.ReadAt(got, 0); err != nil || !bytes.Equal(got, want) {
+				t.Fatalf("%s: ReadAt after WriteAt(%d bytes, %d): %v, or other bytes", name, len(p), w[0], err)
+			}
+			if _, err := d.ReadBackAt(got, 0); err != nil || !bytes.Equal(got, want) {
+				t.Fatalf("%s: ReadBackAt after WriteAt(%d bytes, %d): %v, or other bytes", name, len(p), w[0], err)
+			}
+		}
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s: the file differs (or %v)", name, err)
+		}
+	}
+}
+
+// TestLargeWritesGoPastThePageCache: an image must not drive out what is cached
+// for the machine's applications.
+func TestLargeWritesGoPastThePageCache(t *testing.T) {
+	path, _ := newFile(t, t.TempDir(), directChunk)
+	d := openForTest(t, path)
+	if err := d.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Fadvise(int(d.medium.file.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.WriteAt(alignedBuffer(directChunk), 0); err != nil {
+		t.Fatal(err)
+	}
+	if d.medium.direct.cached || d.medium.direct.buffered {
+		if os.Getenv("CI") != "" {
+			t.Fatal("the file system of the temporary folder has no direct writes; set TMPDIR")
+		}
+		t.Skip("the file system of the temporary folder has no direct writes")
+	}
+	if pages := cachedPages(t, d.medium.file, directChunk); pages != 0 {
+		t.Errorf("%d pages are cached", pages)
+	}
+}
+
+// cachedPages counts the pages of a file that are in the page cache, by
+// mincore(2).
+func cachedPages(t *testing.T, file *os.File, size int) int {
+	t.Helper()
+	mapped, err := unix.Mmap(int(file.Fd()), 0, size, unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Munmap(mapped) }()
+	in := make([]byte, (size+os.Getpagesize()-1)/os.Getpagesize())
+	if _, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&mapped[0])), uintptr(size), uintptr(unsafe.Pointer(&in[0]))); errno != 0 {
+		t.Fatal(errno)
+	}
+	n := 0
+	for _, page := range in {
+		n += int(page & 1)
+	}
+	return n
 }
 
 // TestReadBackAtReportsTruncation shows that a medium that gives fewer bytes

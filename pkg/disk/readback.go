@@ -80,28 +80,40 @@ func (m *medium) openDirect() error {
 		return nil
 	}
 	self := fmt.Sprintf("/proc/self/fd/%d", m.file.Fd())
-	file, err := os.OpenFile(self, os.O_RDONLY|unix.O_DIRECT, 0)
+	flags := os.O_RDONLY
+	if m.writable {
+		flags = os.O_RDWR
+	}
+	file, err := os.OpenFile(self, flags|unix.O_DIRECT, 0)
 	if errors.Is(err, unix.EINVAL) {
 		r.cached = true
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("opening %s for direct reads: %w", m.file.Name(), err)
+		return fmt.Errorf("opening %s for direct access: %w", m.file.Name(), err)
 	}
-	r.file, r.buffer = file, alignedBuffer(directChunk)
+	r.file = file
 	return nil
 }
 
 // readAligned reads one aligned block range that covers the start of p, and
-// returns how many bytes of p it filled: at least one, or an error.
-func (r *directReader) readAligned(p []byte, off int64) (int, error) {
+// returns how many bytes of p it filled: at least one, or an error. It reads into
+// p itself where the alignment permits, which spares the copy.
+func (r *direct) readAligned(p []byte, off int64) (int, error) {
+	if aligned(p, off) {
+		n, err := pread(r.file, p[:min(len(p), directChunk)], off)
+		if err == nil && n == 0 {
+			err = io.ErrUnexpectedEOF
+		}
+		return n, err
+	}
+	if r.buffer == nil {
+		r.buffer = alignedBuffer(directChunk)
+	}
 	skip := int(off % directAlign)
 	length := min(skip+len(p), directChunk)
 	length = (length + directAlign - 1) / directAlign * directAlign
-	n, err := unix.Pread(int(r.file.Fd()), r.buffer[:length], off-int64(skip))
-	if errors.Is(err, unix.EINTR) {
-		return 0, nil
-	}
+	n, err := pread(r.file, r.buffer[:length], off-int64(skip))
 	if err != nil {
 		return 0, err
 	}
@@ -125,7 +137,7 @@ func (m *medium) readDropped(p []byte, off int64) (int, error) {
 	return m.file.ReadAt(p, off)
 }
 
-func (r *directReader) close() error {
+func (r *direct) close() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.file == nil {
@@ -134,6 +146,21 @@ func (r *directReader) close() error {
 	err := r.file.Close()
 	r.file, r.buffer = nil, nil
 	return err
+}
+
+func pread(file *os.File, p []byte, off int64) (int, error) {
+	for {
+		n, err := unix.Pread(int(file.Fd()), p, off)
+		if !errors.Is(err, unix.EINTR) {
+			return n, err
+		}
+	}
+}
+
+// aligned reports whether the kernel can move p to or from off as it is.
+func aligned(p []byte, off int64) bool {
+	return len(p) > 0 && len(p)%directAlign == 0 && off%directAlign == 0 &&
+		uintptr(unsafe.Pointer(&p[0]))%directAlign == 0
 }
 
 // alignedBuffer returns size bytes that start at a multiple of directAlign.
