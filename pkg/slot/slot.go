@@ -41,7 +41,6 @@ var ErrTooSmall = errors.New("the image is larger than the slot")
 // Medium is the opened slot: *disk.Device, or one that fails in a test.
 type Medium interface {
 	Size() int64
-	ReadAt(p []byte, off int64) (int, error)
 	WriteAt(p []byte, off int64) (int, error)
 	// ReadBackAt reads from the medium, past the page cache.
 	ReadBackAt(p []byte, off int64) (int, error)
@@ -87,6 +86,7 @@ type Missing struct {
 	medium Medium
 	want   Want
 	lacks  []bool
+	zero   []bool // segments of which the slot held zeros only
 	count  int
 	first  []byte // the first segment, when the slot has it already
 }
@@ -107,49 +107,24 @@ func Compare(ctx context.Context, name device.Slot, medium Medium, want Want, si
 	if want.Size > medium.Size() {
 		return nil, fmt.Errorf("comparing slot %s: %w: %d bytes, the slot has %d", name, ErrTooSmall, want.Size, medium.Size())
 	}
-	m := &Missing{name: name, medium: medium, want: want, lacks: make([]bool, want.Segments())}
+	m := &Missing{name: name, medium: medium, want: want, lacks: make([]bool, want.Segments()), zero: make([]bool, want.Segments())}
 	counter := progress.NewCounter(sink, progress.Compare, want.Size)
-	r := newReader(medium, want)
-	for i := range m.lacks {
-		if err := ctx.Err(); err != nil {
-			return nil, fmt.Errorf("comparing slot %s: %w", name, err)
-		}
-		if same, err := r.holds(i); err != nil || !same {
-			m.lacks[i] = true
+	err := newReader(medium, want).each(ctx, nil, func(f found) error {
+		m.zero[f.segment] = f.err == nil && f.zero
+		if f.err != nil || !f.same {
+			m.lacks[f.segment] = true
 			m.count++
-		} else if i == 0 {
+		} else if f.segment == 0 {
 			// Write zeroes it first and needs it last.
-			m.first = bytes.Clone(r.buf[:want.length(0)])
+			m.first = bytes.Clone(f.data)
 		}
-		counter.Add(want.length(i))
+		counter.Add(int64(len(f.data)))
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("comparing slot %s: %w", name, err)
 	}
 	return m, nil
-}
-
-// reader reads segments from the medium and compares their digests.
-type reader struct {
-	medium Medium
-	want   Want
-	buf    []byte
-	zero   [sha256.Size]byte
-}
-
-func newReader(medium Medium, want Want) *reader {
-	buf := make([]byte, want.SegmentSize)
-	return &reader{medium: medium, want: want, buf: buf, zero: sha256.Sum256(buf)}
-}
-
-// holds reports whether the medium holds segment i.
-func (r *reader) holds(i int) (bool, error) {
-	p := r.buf[:r.want.length(i)]
-	if _, err := r.medium.ReadBackAt(p, int64(i)*r.want.SegmentSize); err != nil {
-		return false, err
-	}
-	if int64(len(p)) == r.want.SegmentSize && isZero(p) {
-		// Most of a fresh slot and much of an image is zero: its digest is known.
-		return r.want.SegmentDigest(i) == r.zero, nil
-	}
-	return sha256.Sum256(p) == r.want.SegmentDigest(i), nil
 }
 
 // isZero compares each 4 KiB block with a zero array: the runtime's memequal

@@ -109,7 +109,7 @@ func upgrade(m Medium, img []byte, from Source) (Written, error) {
 func content(t *testing.T, m Medium, size int) []byte {
 	t.Helper()
 	p := make([]byte, size)
-	if _, err := m.ReadAt(p, 0); err != nil {
+	if _, err := m.ReadBackAt(p, 0); err != nil {
 		t.Fatal(err)
 	}
 	return p
@@ -140,8 +140,28 @@ func TestWriteOrder(t *testing.T) {
 	want := []string{
 		"back 0", "back 65536", "back 131072", // Compare
 		"write 0", "sync", // unbootable
-		"write 65536", "write 131072", "sync", "back 65536", "back 131072",
+		"back 65536", "write 65536", "back 131072", "write 131072", "sync", "back 65536", "back 131072",
 		"write 0", "sync", "back 0", // bootable
+	}
+	if diff := cmp.Diff(want, m.log); diff != "" {
+		t.Errorf("order (-want +got):\n%s", diff)
+	}
+}
+
+// What Compare saw to be zero is not read a second time.
+func TestZeroSegmentsAreReadOnce(t *testing.T) {
+	img := image(1, 3*segment)
+	old := image(2, 3*segment)
+	clear(old[segment : 2*segment])
+	m := newMedium(t, old)
+	if _, err := upgrade(m, img, source(img)); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{
+		"back 0", "back 65536", "back 131072",
+		"write 0", "sync",
+		"write 65536", "back 131072", "write 131072", "sync", "back 65536", "back 131072",
+		"write 0", "sync", "back 0",
 	}
 	if diff := cmp.Diff(want, m.log); diff != "" {
 		t.Errorf("order (-want +got):\n%s", diff)

@@ -50,16 +50,12 @@ func (m *Missing) write(ctx context.Context, source Source, sink progress.Sink) 
 	r := newReader(m.medium, m.want)
 	// The first segment is not there yet; finish proves it.
 	counter := progress.NewCounter(sink, progress.Check, m.lackingBytes(1))
-	for i := 1; i < len(m.lacks); i++ {
-		if err := ctx.Err(); err != nil {
-			return Written{}, err
-		}
-		if m.lacks[i] {
-			if err := m.prove(r, i); err != nil {
-				return Written{}, err
-			}
-			counter.Add(m.want.length(i))
-		}
+	err := r.each(ctx, func(i int) bool { return i > 0 && m.lacks[i] }, func(f found) error {
+		counter.Add(int64(len(f.data)))
+		return m.prove(f)
+	})
+	if err != nil {
+		return Written{}, err
 	}
 	return m.finish(r, wr.first)
 }
@@ -84,20 +80,23 @@ func (m *Missing) finish(r *reader, first []byte) (Written, error) {
 	if err := m.medium.Sync(); err != nil {
 		return Written{}, fmt.Errorf("%w: making it bootable: %w", ErrMedium, err)
 	}
-	if err := m.prove(r, 0); err != nil {
+	// The work is done but for this proof: a signal that comes now is too late.
+	only := func(i int) bool { return i == 0 }
+	if err := r.each(context.Background(), only, m.prove); err != nil {
 		return Written{}, err
 	}
 	return Written{slot: m.name, digest: m.want.Digest}, nil
 }
 
-func (m *Missing) prove(r *reader, i int) error {
-	same, err := r.holds(i)
-	if err != nil {
-		return fmt.Errorf("%w: reading segment %d back: %w", ErrMedium, i, err)
+// prove refuses a segment that reads back otherwise than it was written.
+func (m *Missing) prove(f found) error {
+	if f.err != nil {
+		return fmt.Errorf("%w: reading segment %d back: %w", ErrMedium, f.segment, f.err)
 	}
-	if !same {
+	if !f.same {
+		off := int64(f.segment) * m.want.SegmentSize
 		return fmt.Errorf("%w: segment %d (bytes %d to %d) reads back other bytes than were written: the storage is failing",
-			ErrMedium, i, int64(i)*m.want.SegmentSize, int64(i)*m.want.SegmentSize+m.want.length(i)-1)
+			ErrMedium, f.segment, off, off+int64(len(f.data))-1)
 	}
 	return nil
 }
@@ -133,7 +132,7 @@ func (w *writer) put(i int, data []byte) error {
 	}
 	if i == 0 {
 		w.first = bytes.Clone(data)
-	} else if err := w.writeChanged(data, int64(i)*w.m.want.SegmentSize); err != nil {
+	} else if err := w.writeChanged(i, data); err != nil {
 		return fmt.Errorf("%w: segment %d: %w", ErrMedium, i, err)
 	}
 	w.done[i] = true
@@ -141,11 +140,15 @@ func (w *writer) put(i int, data []byte) error {
 	return nil
 }
 
-// writeChanged writes the runs of blocks that differ from what the slot holds.
-// Where the old content cannot be read everything is written.
-func (w *writer) writeChanged(data []byte, off int64) error {
+// writeChanged writes the runs of blocks that differ from what the slot holds. It
+// reads past the page cache, which belongs to the machine's applications. Where the old content cannot be read everything is written.
+func (w *writer) writeChanged(i int, data []byte) error {
+	off := int64(i) * w.m.want.SegmentSize
 	old := w.old[:len(data)]
-	if _, err := w.m.medium.ReadAt(old, off); err != nil {
+	if w.m.zero[i] {
+		// Compare has seen it, and nobody else writes here: no need to read again.
+		clear(old)
+	} else if _, err := w.m.medium.ReadBackAt(old, off); err != nil {
 		_, err := w.m.medium.WriteAt(data, off)
 		return err
 	}
