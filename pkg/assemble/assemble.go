@@ -3,14 +3,13 @@
 // on; bytes that do not match go nowhere.
 //
 // Packs that hold nothing the caller lacks are not opened. Memory is bounded by
-// a segment, a zstd window of at most 8 MiB and what the opened blobs buffer,
+// a few segments, a zstd window of at most 8 MiB and what the opened blobs buffer,
 // whatever the size of the image.
 package assemble
 
 import (
 	"bufio"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -79,11 +78,21 @@ func Segments(ctx context.Context, img osimage.Image, has func(i int) bool, blob
 		return fmt.Errorf("preparing the decoder: %w", err)
 	}
 	defer decoder.Close()
-	d := &decoding{decoder: decoder, rootfs: img.Config().Rootfs, has: has, put: put,
-		in: bufio.NewReaderSize(nil, 256<<10), buf: make([]byte, osimage.SegmentSize)}
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	c := newChecking(img.Config().Rootfs, put)
+	go c.run(stop)
+	d := &decoding{decoder: decoder, rootfs: img.Config().Rootfs, has: has, check: c, in: bufio.NewReaderSize(nil, 256<<10)}
 	packs, size := needed(img, has)
 	blobs.Expect(size)
-	return opened(ctx, packs, blobs, d.pack)
+	err = opened(ctx, packs, blobs, func(p pack, rc io.Reader) error { return d.pack(ctx, p, rc) })
+	// What was decoded before an error is good, and is not to be fetched again.
+	close(c.full)
+	<-c.done
+	if c.err != nil {
+		return c.err
+	}
+	return err
 }
 
 // opened opens the packs a few ahead and passes them to use one by one, in order.
@@ -138,38 +147,51 @@ type decoding struct {
 	decoder *zstd.Decoder
 	rootfs  osimage.Rootfs
 	has     func(i int) bool
-	put     func(i int, data []byte) error
+	check   *checking
 	in      *bufio.Reader
-	buf     []byte
 }
 
 // pack decodes one pack: exactly its segments and nothing after them.
-func (d *decoding) pack(p pack, rc io.Reader) error {
+func (d *decoding) pack(ctx context.Context, p pack, rc io.Reader) error {
 	d.in.Reset(rc)
 	if err := d.decoder.Reset(d.in); err != nil {
-		return d.broken(p, err)
+		return broken(p, err)
 	}
 	for i := p.first; i < p.first+p.count; i++ {
-		data := d.buf[:d.rootfs.SegmentLength(i)]
-		if _, err := io.ReadFull(d.decoder, data); err != nil {
-			return d.broken(p, fmt.Errorf("segment %d: %w", i, err))
-		}
-		if d.has(i) {
-			continue
-		}
-		if sha256.Sum256(data) != d.rootfs.SegmentDigest(i) {
-			return d.broken(p, fmt.Errorf("segment %d has another digest than the signed config says", i))
-		}
-		if err := d.put(i, data); err != nil {
+		if err := d.segment(ctx, p, i); err != nil {
 			return err
 		}
 	}
-	if n, err := d.decoder.Read(d.buf[:1]); n != 0 || !errors.Is(err, io.EOF) {
-		return d.broken(p, errors.New("there is more in it than its segments"))
+	var more [1]byte
+	if n, err := d.decoder.Read(more[:]); n != 0 || !errors.Is(err, io.EOF) {
+		return broken(p, errors.New("there is more in it than its segments"))
 	}
 	return nil
 }
 
-func (d *decoding) broken(p pack, err error) error {
+// segment decodes the next segment and sends it on to be checked.
+func (d *decoding) segment(ctx context.Context, p pack, i int) error {
+	length := d.rootfs.SegmentLength(i)
+	if d.has(i) {
+		if _, err := io.CopyN(io.Discard, d.decoder, int64(length)); err != nil {
+			return broken(p, fmt.Errorf("segment %d: %w", i, err))
+		}
+		return nil
+	}
+	var buf []byte
+	select {
+	case buf = <-d.check.free:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if _, err := io.ReadFull(d.decoder, buf[:length]); err != nil {
+		d.check.free <- buf
+		return broken(p, fmt.Errorf("segment %d: %w", i, err))
+	}
+	d.check.full <- decoded{p, i, buf[:length]}
+	return nil
+}
+
+func broken(p pack, err error) error {
 	return fmt.Errorf("%w %s: %w", ErrCorrupt, p.desc.Digest, err)
 }
