@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // Write replaces the file name with data and mode: temporary file beside it,
@@ -19,7 +20,7 @@ import (
 // On an error the old file is untouched and no temporary file is left behind.
 func Write(name string, data []byte, mode fs.FileMode) (err error) {
 	dir := filepath.Dir(name)
-	temp, err := os.CreateTemp(dir, "."+filepath.Base(name)+".tmp-*")
+	temp, err := os.CreateTemp(dir, prefix(name)+"*")
 	if err != nil {
 		return fmt.Errorf("replacing %s: %w", name, err)
 	}
@@ -39,6 +40,28 @@ func Write(name string, data []byte, mode fs.FileMode) (err error) {
 		return err
 	}
 	return SyncDir(dir)
+}
+
+// prefix begins the names of the temporary files of name.
+func prefix(name string) string { return "." + filepath.Base(name) + ".tmp-" }
+
+// Sweep removes the temporary files that a cut in the middle of Write left beside
+// name. The caller must be the only writer of name at that moment.
+func Sweep(name string) error {
+	dir := filepath.Dir(name)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("clearing up beside %s: %w", name, err)
+	}
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), prefix(name)) {
+			continue
+		}
+		if err := ignoreMissing(os.Remove(filepath.Join(dir, e.Name()))); err != nil {
+			return fmt.Errorf("clearing up beside %s: %w", name, err)
+		}
+	}
+	return nil
 }
 
 func fill(f *os.File, data []byte, mode fs.FileMode) error {

@@ -43,3 +43,20 @@ func TestWriteLeavesTheOldFileAndNoOther(t *testing.T) {
 		t.Errorf("into a missing directory: %v", err)
 	}
 }
+
+// What a cut left of an earlier Write goes; other files stay.
+func TestSweep(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{".file.tmp-1", ".file.tmp-22", ".other.tmp-1", "file", ".file"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := Sweep(filepath.Join(dir, "file")); err != nil {
+		t.Fatal(err)
+	}
+	left, err := os.ReadDir(dir)
+	if err != nil || len(left) != 3 {
+		t.Errorf("left are %v, %v", left, err)
+	}
+}

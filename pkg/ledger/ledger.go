@@ -235,7 +235,7 @@ func New(e Entry, at time.Time) (*Ledger, error) {
 func empty() *Ledger { return &Ledger{Schema: schema, Slots: map[device.Slot]*Entry{}} }
 
 // Update changes the ledger durably: read, change, replace. A corrupt file is
-// kept beside the new one as ledger.json.corrupt.
+// kept beside the new one as ledger.json.corrupt. Callers hold the machine's lock.
 func (s *Store) Update(change func(*Ledger) error) error {
 	l, err := s.Load()
 	if errors.Is(err, ErrCorrupt) {
@@ -252,6 +252,10 @@ func (s *Store) Update(change func(*Ledger) error) error {
 		return err
 	}
 	if err := os.MkdirAll(s.dir, 0o755); err != nil {
+		return fmt.Errorf("changing the ledger: %w", err)
+	}
+	// Whoever changes the ledger holds the machine's lock, so nobody else writes.
+	if err := atomicfile.Sweep(s.path()); err != nil {
 		return fmt.Errorf("changing the ledger: %w", err)
 	}
 	if err := atomicfile.Write(s.path(), data, 0o644); err != nil {

@@ -43,6 +43,7 @@ type bootState interface {
 	Load() (boot.State, []boot.Problem, error)
 	Disarm(booted device.Slot) error
 	Arm(w slot.Written, tries int) error
+	Repair() error
 }
 
 // Verifier decides whether the image's signatures satisfy the policy.
@@ -209,6 +210,11 @@ func (r *run) facts(l *ledger.Ledger) admit.Machine {
 // carryOut goes on from the decision as far as the options say.
 func (r *run) carryOut(ctx context.Context) error {
 	switch {
+	case r.result.Outcome == Staged && !r.CheckOnly && !r.DownloadOnly:
+		// A cut right after arming leaves one copy of the boot state behind the other,
+		// and the packs held.
+		r.release(ctx)
+		return mild(r.Log, r.Boot.Repair())
 	case r.result.Outcome != "":
 		return nil
 	case r.CheckOnly:
@@ -304,11 +310,16 @@ func (r *run) arm(ctx context.Context, written slot.Written, baseline health.Bas
 		return err
 	}
 	r.result.Outcome = Staged
+	r.release(ctx)
+	return nil
+}
+
+// release lets the packs go. The system is armed by then, and the next upgrade
+// releases what is left, so it does not fail.
+func (r *run) release(ctx context.Context) {
 	if err := r.offer.Release(ctx); err != nil {
-		// The system is armed; the next upgrade releases what is left.
 		r.Log.Warn("downloaded packs are still held", "error", err)
 	}
-	return nil
 }
 
 // want is the layout of an image for package slot.
