@@ -1,6 +1,6 @@
 module github.com/kapernikov/osctl/images/tools/cosign
 
-go 1.26.6
+go 1.26.0
 
 tool github.com/sigstore/cosign/v2/cmd/cosign
 

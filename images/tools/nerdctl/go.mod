@@ -1,6 +1,6 @@
 module github.com/kapernikov/osctl/images/tools/nerdctl
 
-go 1.26.6
+go 1.26.0
 
 replace github.com/containerd/nerdctl/mod/tigron => ./tigron
 
