@@ -171,3 +171,15 @@ func loop(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv(args[0], device)
 	ts.Defer(func() { ts.Check(exec.Command("losetup", "--detach", device).Run()) })
 }
+
+// mounted DEVICE DIR mounts a device until "! mounted DIR" or the script's end.
+func mounted(ts *testscript.TestScript, neg bool, args []string) {
+	if neg {
+		ts.Check(unix.Unmount(ts.MkAbs(args[0]), 0))
+		return
+	}
+	dir := ts.MkAbs(args[1])
+	ts.Check(os.MkdirAll(dir, 0o755))
+	ts.Check(unix.Mount(args[0], dir, "ext4", unix.MS_RDONLY, ""))
+	ts.Defer(func() { _ = unix.Unmount(dir, 0) })
+}
