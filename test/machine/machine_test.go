@@ -113,6 +113,10 @@ func (s *Story) powerCut(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// Slot A still holds 1.2; without that there is nothing to write.
+	if _, err := s.run(ctx, "dd if=/dev/zero of=/dev/disk/by-partlabel/rootfsA bs=1M count=440 conv=fsync 2>&1 | tail -1", 0); err != nil {
+		return err
+	}
 	halfway := newTrigger("writing: 50%")
 	done := make(chan error, 1)
 	go func() {
