@@ -6,7 +6,8 @@ export OSCTL_CACHE ?= $(CURDIR)/.cache
 # Static, stripped and without paths of this machine: equal sources give equal
 # binaries.
 BUILD = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=auto -ldflags '-s -w'
-SCRIPTS = $(shell git ls-files '*.sh') .ci/run
+SCRIPTS = $(shell git ls-files '*.sh') .ci/run \
+	images/rootfs/usr/lib/osctl/emergency images/debian/usr/lib/osctl/sshd-keygen
 PACKAGES = ./...
 
 .PHONY: all osctl deps tools check lint test demo run bench clean

@@ -107,90 +107,112 @@ func (s *Story) soundSystem(ctx context.Context) error {
 	return nil
 }
 
-// powerCut pulls the plug while slot A is written, and then does it all again.
+// cut is an upgrade that the power is cut in.
+type cut struct {
+	booted, running string // slot and version that run
+	target, version string // slot and version that are being written
+}
+
+// powerCut pulls the plug while slot A is written.
 func (s *Story) powerCut(ctx context.Context) error {
-	before, err := s.readSlot(2)
+	return s.cutAndRepeat(ctx, cut{booted: "B", running: "1.1", target: "A", version: "1.2"})
+}
+
+// cutAndRepeat pulls the plug in the middle of writing a slot, and then gives the
+// same command again.
+func (s *Story) cutAndRepeat(ctx context.Context, c cut) error {
+	before, err := s.readSlot(c.booted, slotSize)
 	if err != nil {
 		return err
 	}
-	// Slot A still holds 1.2; without that there is nothing to write.
-	if _, err := s.run(ctx, "dd if=/dev/zero of=/dev/disk/by-partlabel/rootfsA bs=1M count=440 conv=fsync 2>&1 | tail -1", 0); err != nil {
-		return err
-	}
-	halfway := newTrigger("writing: 50%")
-	done := make(chan error, 1)
-	go func() {
-		_, err := s.Machine.Stream(ctx, "osctl upgrade --progress plain --retry "+s.Site.Ref("os:1.2"), io.Discard, halfway)
-		done <- err
-	}()
-	select {
-	case <-halfway.seen:
-	case err := <-done:
-		return fmt.Errorf("the upgrade ended before it could be cut: %v", err)
-	}
-	if err := s.Machine.PowerCut(ctx); err != nil {
-		return err
-	}
-	<-done // the connection is gone
-	if err := s.Machine.Close(); err != nil {
+	if err := s.cutPower(ctx, c); err != nil {
 		return err
 	}
 	// GRUB finds no file system in the slot that was being written.
-	after, err := s.readSlot(1)
+	start, err := s.readSlot(c.target, mib)
 	if err != nil {
 		return err
 	}
-	if !bytes.Equal(after, make([]byte, len(after))) {
-		return fmt.Errorf("slot A begins with a file system though it is half written")
+	if !bytes.Equal(start, make([]byte, mib)) {
+		return fmt.Errorf("slot %s begins with a file system though it is half written", c.target)
 	}
 	if s.Machine, err = s.Site.Start(ctx, nil); err != nil {
 		return err
 	}
-	if err := s.settled(ctx, `nothing to do: slot B: slot B is committed`); err != nil {
+	if err := s.settled(ctx, fmt.Sprintf("nothing to do: slot %[1]s: slot %[1]s is committed", c.booted)); err != nil {
 		return err
 	}
-	if _, err := s.run(ctx, "osctl status", 0, "reference runs 1.1 from slot B, committed", "slot A: empty"); err != nil {
+	_, err = s.run(ctx, "osctl status", 0, fmt.Sprintf("reference runs %s from slot %s, committed", c.running, c.booted), fmt.Sprintf("slot %s: empty", c.target))
+	if err != nil {
 		return err
 	}
-	if err := s.visit(ctx); err != nil {
-		return err
+	if s.visits > 0 {
+		if err := s.visit(ctx); err != nil {
+			return err
+		}
 	}
 	if _, err := s.run(ctx, "osctl rollback 2>&1", 1, "holds no system that was committed here"); err != nil {
 		return err
 	}
 	// The same command again goes on where it stopped.
-	out, err := s.run(ctx, "osctl upgrade --progress none --json --retry "+s.Site.Ref("os:1.2"), 0, `"outcome": "staged"`)
+	out, err := s.run(ctx, "osctl upgrade --progress none --json --retry "+s.Site.Ref("os:"+c.version), 0, `"outcome": "staged"`)
 	if err != nil {
 		return err
 	}
 	if strings.Contains(out, `"segmentsReused": 0`) {
 		return fmt.Errorf("nothing of the interrupted write was reused:\n%s", out)
 	}
-	running, err := s.readSlot(3)
-	if err == nil && !bytes.Equal(before, running) {
-		err = fmt.Errorf("the running slot B changed")
+	after, err := s.readSlot(c.booted, slotSize)
+	if err == nil && !bytes.Equal(before, after) {
+		err = fmt.Errorf("the running slot %s changed", c.booted)
 	}
 	return err
 }
 
-// readSlot reads from the disk image: 1 is the start of slot A, 2 and 3 are all
-// of slot B.
-func (s *Story) readSlot(what int) ([]byte, error) {
-	const mib = 1 << 20
+// cutPower starts the upgrade and pulls the plug when half is written.
+func (s *Story) cutPower(ctx context.Context, c cut) error {
+	// The slot may hold the image already; without that there is something to write.
+	wipe := fmt.Sprintf("dd if=/dev/zero of=/dev/disk/by-partlabel/rootfs%s bs=1M count=440 conv=fsync 2>&1 | tail -1", c.target)
+	if _, err := s.run(ctx, wipe, 0); err != nil {
+		return err
+	}
+	halfway := newTrigger("writing: 50%")
+	done := make(chan error, 1)
+	go func() {
+		_, err := s.Machine.Stream(ctx, "osctl upgrade --progress plain --retry "+s.Site.Ref("os:"+c.version), io.Discard, halfway)
+		done <- err
+	}()
+	select {
+	case <-halfway.seen:
+	case err := <-done:
+		return fmt.Errorf("the upgrade ended before it could be cut: %w", err)
+	}
+	if err := s.Machine.PowerCut(ctx); err != nil {
+		return err
+	}
+	<-done // the connection is gone
+	return s.Machine.Close()
+}
+
+const (
+	mib      = 1 << 20
+	slotSize = 1024 * mib // of the installation
+)
+
+// readSlot reads the start of a slot from the disk image. The layout of the
+// installation: 1 MiB, an ESP of 64 MiB, the two slots.
+func (s *Story) readSlot(name string, size int) ([]byte, error) {
 	f, err := os.Open(s.Site.Disk())
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close() //nolint:errcheck // read only
-	// The layout of the installation: 1 MiB, ESP of 64, two slots of 1024.
-	slotA, slotB := int64(65*mib), int64((65+1024)*mib)
-	if what == 1 {
-		p := make([]byte, mib)
-		_, err = f.ReadAt(p, slotA)
-		return p, err
+	off := int64(65 * mib)
+	if name == "B" {
+		off += slotSize
 	}
-	p := make([]byte, 1024*mib)
-	_, err = f.ReadAt(p, slotB)
+	p := make([]byte, size)
+	_, err = f.ReadAt(p, off)
 	return p, err
 }
 

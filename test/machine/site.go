@@ -243,6 +243,11 @@ func (s *Site) imagesKey() (string, error) {
 		if err == nil && d.Type().IsRegular() {
 			files = append(files, path)
 		}
+		if err == nil && d.Type()&fs.ModeSymlink != 0 {
+			target, err := os.Readlink(path)
+			fmt.Fprintln(sum, path, target)
+			return err
+		}
 		return err
 	})
 	if err != nil {
