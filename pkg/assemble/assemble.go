@@ -27,6 +27,10 @@ var ErrCorrupt = errors.New("corrupt pack")
 // keep a connection busy while a pack is written, few enough to stay small.
 const ahead = 3
 
+// readSize is how much of a pack is read at a time, in bytes. Behind an opened pack
+// each read may be a round trip to a daemon.
+const readSize = 1 << 20
+
 // maxWindow bounds the memory that a hostile frame can ask for. Builders use the
 // size of a segment, 1 MiB.
 const maxWindow = 8 << 20
@@ -84,7 +88,7 @@ func Segments(ctx context.Context, img osimage.Image, has func(i int) bool, blob
 	defer stop(nil)
 	c := newChecking(img.Config().Rootfs, put)
 	go c.run(stop)
-	d := &decoding{decoder: decoder, rootfs: img.Config().Rootfs, has: has, check: c, in: bufio.NewReaderSize(nil, 256<<10)}
+	d := &decoding{decoder: decoder, rootfs: img.Config().Rootfs, has: has, check: c, in: bufio.NewReaderSize(nil, readSize)}
 	packs, size := needed(img, has)
 	blobs.Expect(size)
 	err = opened(ctx, packs, blobs, func(p pack, rc io.Reader) error { return d.pack(ctx, p, rc) })

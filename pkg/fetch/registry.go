@@ -312,7 +312,9 @@ func (b *blobs) copy(ctx context.Context, w content.Writer, desc ocispec.Descrip
 	}
 	watched := watch(progress.Reader(rc, b.count), stall, cancel)
 	defer watched.stop()
-	buf := make([]byte, 256<<10)
+	// Each write is a round trip to containerd, and each of the packs that are
+	// fetched at a time has such a buffer.
+	buf := make([]byte, 512<<10)
 	n, err := io.CopyBuffer(onlyWriter{w}, io.LimitReader(watched, desc.Size-offset), buf)
 	if err == nil && n < desc.Size-offset {
 		err = io.ErrUnexpectedEOF
