@@ -52,7 +52,7 @@ run: deps osctl
 	$(GO) run ./test/demo -stay
 
 bench: deps tools osctl
-	$(GO) run ./test/bench
+	$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 2h ./test/bench
 
 clean:
 	rm -rf bin .cache

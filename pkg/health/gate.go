@@ -283,9 +283,9 @@ func (g *gate) look(ctx context.Context) *observation {
 		})
 	})
 	wg.Wait()
-	// A question that the deadline cut off right after it was asked says nothing
+	// A question that the deadline cut off before its time was up says nothing
 	// about who was asked; what was seen before does.
-	if g.last != nil && ctx.Err() != nil && time.Since(asked) < lookBlind {
+	if g.last != nil && ctx.Err() != nil && time.Since(asked) < lookLimit {
 		return g.last
 	}
 	return &seen

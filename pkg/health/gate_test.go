@@ -339,6 +339,22 @@ func TestHang(t *testing.T) {
 	}
 }
 
+// The look that the deadline cuts off is not the one that gives the reason: a busy
+// daemon may need longer than what is left.
+func TestTheLastWholeLookGivesTheReason(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine()
+		m.containers.Set() // web does not come up
+		release := make(chan func(), 1)
+		time.AfterFunc(m.options.Deadline-6*time.Second, func() { release <- m.containers.Hang() })
+		r := health.Run(t.Context(), m.options)
+		(<-release)()
+		if r.Green || !strings.Contains(r.Reason(), "default/web") || strings.Contains(r.Reason(), "no answer") {
+			t.Errorf("green %t: %s; want red for the workload", r.Green, r.Reason())
+		}
+	})
+}
+
 func TestInterrupted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMachine()
