@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -42,6 +43,7 @@ type bench struct {
 	key     *publish.Key
 	machine upgrade.Machine
 	steps   []string
+	mu      sync.Mutex
 	opened  int // packs
 	release int
 }
@@ -137,14 +139,22 @@ type faulty struct {
 	o offer
 }
 
+// Open is called by several goroutines at once.
 func (f faulty) Open(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, error) {
-	f.o.b.opened++
-	if f.o.fault != nil {
-		if err := f.o.fault(d); err != nil {
-			return nil, err
-		}
+	if err := f.note(d); err != nil {
+		return nil, err
 	}
 	return f.Blobs.Open(ctx, d)
+}
+
+func (f faulty) note(d ocispec.Descriptor) error {
+	f.o.b.mu.Lock()
+	defer f.o.b.mu.Unlock()
+	f.o.b.opened++
+	if f.o.fault == nil {
+		return nil
+	}
+	return f.o.fault(d)
 }
 
 func (b *bench) layout(dir string, fault func(ocispec.Descriptor) error) func(context.Context) (upgrade.Offer, error) {
