@@ -12,7 +12,7 @@ packages=(
 	# the machine: emulator and firmware
 	qemu-system-x86 ovmf
 	# a real registry, and what containers need on this host
-	docker-registry runc iptables
+	docker-registry runc iptables curl
 	# tests: GRUB's script interpreter, FAT and GPT by other hands, planted faults
 	grub-emu mtools dosfstools gdisk strace systemd
 	# lint
