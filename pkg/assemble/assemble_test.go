@@ -31,14 +31,22 @@ type store struct {
 	closed int
 	total  int64
 	fail   map[int]error
+	asked  [3]chan struct{}
 }
 
 func (s *store) Expect(total int64) { s.total = total }
+
+// await returns once somebody asked for a pack.
+func (s *store) await(n int) { <-s.asked[n] }
 
 func (s *store) Open(_ context.Context, d ocispec.Descriptor) (io.ReadCloser, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n := s.order[d.Digest]
+	select {
+	case s.asked[n] <- struct{}{}:
+	default:
+	}
 	if err := s.fail[n]; err != nil {
 		return nil, err
 	}
@@ -63,6 +71,9 @@ const size = 5*osimage.SegmentSize + 4096
 func artifact(t *testing.T, change func(pack int, frames []byte) []byte) (osimage.Image, *store) {
 	t.Helper()
 	s := &store{raw: make([]byte, size), blobs: map[digest.Digest][]byte{}, order: map[digest.Digest]int{}, fail: map[int]error{}}
+	for i := range s.asked {
+		s.asked[i] = make(chan struct{}, 1)
+	}
 	rand.NewChaCha8([32]byte{1}).Read(s.raw)
 	encoder, err := zstd.NewWriter(nil)
 	if err != nil {
@@ -214,5 +225,36 @@ func TestErrorsEndTheWork(t *testing.T) {
 	cancel()
 	if err := Segments(ctx, img, none, s, func(int, []byte) error { return nil }); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
+	}
+}
+
+func TestAheadFetchesWhatIsNeeded(t *testing.T) {
+	img, s := artifact(t, nil)
+	a := NewAhead(context.Background(), img, s)
+	for _, i := range []int{2, 3} { // both in the second pack
+		a.Need(i)
+	}
+	s.await(1)
+	if err := a.Stop(); err != nil || s.closed != 1 {
+		t.Errorf("Stop = %v, closed %d of 1", err, s.closed)
+	}
+	if diff := cmp.Diff([]int{1}, s.opened); diff != "" {
+		t.Errorf("packs opened: %s", diff)
+	}
+}
+
+func TestAheadStops(t *testing.T) {
+	img, s := artifact(t, nil)
+	broken := errors.New("no such pack")
+	s.fail[0] = broken
+	a := NewAhead(context.Background(), img, s)
+	a.Need(0)
+	s.await(0)
+	a.Need(4)
+	if err := a.Stop(); !errors.Is(err, broken) {
+		t.Errorf("Stop = %v, want the first error", err)
+	}
+	if len(s.opened) != s.closed {
+		t.Errorf("opened %v, closed %d", s.opened, s.closed)
 	}
 }

@@ -92,9 +92,9 @@ func (m memory) Sync() error                                 { return nil }
 func written(t *testing.T, name device.Slot) slot.Written {
 	t.Helper()
 	img := bytes.Repeat([]byte{7}, 4096)
-	want := slot.Want{Digest: "sha256:test", Size: 4096, SegmentSize: 4096,
+	want := slot.Want{Slot: name, Digest: "sha256:test", Size: 4096, SegmentSize: 4096,
 		SegmentDigest: func(int) [sha256.Size]byte { return sha256.Sum256(img) }}
-	missing, err := slot.Compare(context.Background(), name, memory(make([]byte, 4096)), want, nil)
+	missing, err := slot.Compare(context.Background(), memory(make([]byte, 4096)), want, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -49,6 +49,8 @@ type Medium interface {
 
 // Want is what the slot shall hold: the layout of an image.
 type Want struct {
+	// Slot is the slot that the medium is.
+	Slot device.Slot
 	// Digest is the digest of the artifact's manifest; Written carries it on.
 	Digest string
 	// Size is the length of the image in bytes, SegmentSize that of a segment;
@@ -82,7 +84,6 @@ func (w Written) Valid() bool { return w.slot != "" && w.digest != "" }
 
 // Missing is the outcome of Compare: the segments that the slot lacks.
 type Missing struct {
-	name   device.Slot
 	medium Medium
 	want   Want
 	lacks  []bool
@@ -99,21 +100,26 @@ func (m *Missing) Count() int { return m.count }
 
 // Compare reads the slot and finds the segments of want that it lacks. It writes
 // nothing. A segment that cannot be read counts as lacking: the write decides
-// whether the medium still works there.
-func Compare(ctx context.Context, name device.Slot, medium Medium, want Want, sink progress.Sink) (*Missing, error) {
+// whether the medium still works there. lacks, if it is not nil, is told of each
+// lacking segment, in order, as soon as it is known.
+func Compare(ctx context.Context, medium Medium, want Want, lacks func(i int), sink progress.Sink) (*Missing, error) {
+	name := want.Slot
 	if name.Other() == "" {
 		return nil, fmt.Errorf("comparing slot %q: the slots are A and B", name)
 	}
 	if want.Size > medium.Size() {
 		return nil, fmt.Errorf("comparing slot %s: %w: %d bytes, the slot has %d", name, ErrTooSmall, want.Size, medium.Size())
 	}
-	m := &Missing{name: name, medium: medium, want: want, lacks: make([]bool, want.Segments()), zero: make([]bool, want.Segments())}
+	m := &Missing{medium: medium, want: want, lacks: make([]bool, want.Segments()), zero: make([]bool, want.Segments())}
 	counter := progress.NewCounter(sink, progress.Compare, want.Size)
 	err := newReader(medium, want).each(ctx, nil, func(f found) error {
 		m.zero[f.segment] = f.err == nil && f.zero
 		if f.err != nil || !f.same {
 			m.lacks[f.segment] = true
 			m.count++
+			if lacks != nil {
+				lacks(f.segment)
+			}
 		} else if f.segment == 0 {
 			// Write zeroes it first and needs it last.
 			m.first = bytes.Clone(f.data)

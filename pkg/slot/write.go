@@ -19,7 +19,7 @@ type Source func(put func(i int, data []byte) error) error
 func (m *Missing) Write(ctx context.Context, source Source, sink progress.Sink) (Written, error) {
 	w, err := m.write(ctx, source, sink)
 	if err != nil {
-		return Written{}, fmt.Errorf("writing slot %s: %w", m.name, err)
+		return Written{}, fmt.Errorf("writing slot %s: %w", m.want.Slot, err)
 	}
 	return w, nil
 }
@@ -85,7 +85,7 @@ func (m *Missing) finish(r *reader, first []byte) (Written, error) {
 	if err := r.each(context.Background(), only, m.prove); err != nil {
 		return Written{}, err
 	}
-	return Written{slot: m.name, digest: m.want.Digest}, nil
+	return Written{slot: m.want.Slot, digest: m.want.Digest}, nil
 }
 
 // prove refuses a segment that reads back otherwise than it was written.

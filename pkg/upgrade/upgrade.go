@@ -221,25 +221,26 @@ func (r *run) carryOut(ctx context.Context) error {
 		r.result.Outcome = Available
 		return nil
 	}
-	missing, err := slot.Compare(ctx, r.result.Slot, r.target, want(r.plan.Image()), r.Progress)
+	blobs, err := r.offer.Blobs(ctx, r.Progress)
+	if err != nil {
+		return err
+	}
+	f := filling{r.result.Slot, r.target, r.plan.Image(), blobs, r.Progress}
+	missing, err := f.compare(ctx)
 	if err != nil {
 		return err
 	}
 	r.result.Fetched = assemble.Size(r.plan.Image(), missing.Has)
 	r.result.Reused = r.plan.Image().Config().Rootfs.Segments() - missing.Count()
-	blobs, err := r.offer.Blobs(ctx, r.Progress)
-	if err != nil {
-		return err
-	}
 	if r.DownloadOnly {
 		r.result.Outcome = Downloaded
 		return assemble.Fetch(ctx, r.plan.Image(), missing.Has, blobs)
 	}
-	return r.stage(ctx, missing, blobs)
+	return r.stage(ctx, f, missing)
 }
 
 // stage writes the slot and makes it the next to boot.
-func (r *run) stage(ctx context.Context, missing *slot.Missing, blobs osimage.Blobs) error {
+func (r *run) stage(ctx context.Context, f filling, missing *slot.Missing) error {
 	// The baseline comes first: a machine that cannot say what runs now could not
 	// judge the new system, and should learn that before its slot is gone.
 	baseline, err := r.Record(ctx)
@@ -256,35 +257,11 @@ func (r *run) stage(ctx context.Context, missing *slot.Missing, blobs osimage.Bl
 	if err != nil {
 		return err
 	}
-	written, err := write(ctx, missing, r.plan.Image(), blobs, r.Progress)
+	written, err := f.write(ctx, missing)
 	if err != nil {
 		return err
 	}
 	return r.arm(ctx, written, baseline)
-}
-
-// write fills a slot from the packs.
-func write(ctx context.Context, missing *slot.Missing, img osimage.Image, blobs osimage.Blobs, sink progress.Sink) (slot.Written, error) {
-	return missing.Write(ctx, func(put func(int, []byte) error) error {
-		return assemble.Segments(ctx, img, missing.Has, blobs, put)
-	}, sink)
-}
-
-// Fill writes a verified image into a slot that no machine runs yet: the first
-// install, which has nothing to admit it and nothing to arm.
-func Fill(ctx context.Context, name device.Slot, medium slot.Medium, v trust.Verified, offer Offer, sink progress.Sink) (slot.Written, error) {
-	if !v.Valid() {
-		return slot.Written{}, errors.New("filling a slot with an image that was not verified")
-	}
-	missing, err := slot.Compare(ctx, name, medium, want(v.Image()), sink)
-	if err != nil {
-		return slot.Written{}, err
-	}
-	blobs, err := offer.Blobs(ctx, sink)
-	if err != nil {
-		return slot.Written{}, err
-	}
-	return write(ctx, missing, v.Image(), blobs, sink)
 }
 
 // arm makes the written slot the next to boot. What belongs to its first boot is
@@ -319,14 +296,5 @@ func (r *run) arm(ctx context.Context, written slot.Written, baseline health.Bas
 func (r *run) release(ctx context.Context) {
 	if err := r.offer.Release(ctx); err != nil {
 		r.Log.Warn("downloaded packs are still held", "error", err)
-	}
-}
-
-// want is the layout of an image for package slot.
-func want(img osimage.Image) slot.Want {
-	rootfs := img.Config().Rootfs
-	return slot.Want{
-		Digest: img.Digest().String(), Size: rootfs.Size, SegmentSize: rootfs.SegmentSize,
-		SegmentDigest: rootfs.SegmentDigest,
 	}
 }
