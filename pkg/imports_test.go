@@ -41,6 +41,7 @@ var table = map[string]entry{
 	"etc":        {1, []string{"disk", "device", "atomicfile"}},
 	"boot":       {2, []string{"grubenv", "slot", "device"}},
 	"admit":      {2, []string{"osimage", "trust"}},
+	"proof":      {2, []string{"osimage", "atomicfile", "device", "progress", "slot", "trust"}},
 	"assemble":   {2, []string{"osimage", "progress"}},
 	"upgrade":    {3, []string{"osimage", "trust", "admit", "assemble", "slot", "boot", "device", "health", "ledger", "progress"}},
 	"install":    {3, []string{"disk", "device", "progress"}},
