@@ -23,6 +23,10 @@ type Slot string
 const (
 	SlotA Slot = "A"
 	SlotB Slot = "B"
+	// Rescue stands where a slot would: in osctl.slot= when the rescue system runs,
+	// and where its partition is written or proven. It is no slot: ParseSlot refuses
+	// it, it has no Other, and nothing arms it.
+	Rescue Slot = "rescue"
 )
 
 // ErrNoSlot is returned when the kernel was not started by osctl's grub.cfg, so
@@ -49,12 +53,20 @@ func (s Slot) Other() Slot {
 	return ""
 }
 
-// Label is the GPT partition name of the slot: "rootfsA" or "rootfsB".
-func (s Slot) Label() string { return "rootfs" + string(s) }
+// Label is the GPT partition name of the slot: "rootfsA", "rootfsB" or "rescue".
+func (s Slot) Label() string {
+	if s == Rescue {
+		return string(s)
+	}
+	return "rootfs" + string(s)
+}
+
+// Holds reports whether s names a partition that holds an image: a slot or Rescue.
+func (s Slot) Holds() bool { return s.Other() != "" || s == Rescue }
 
 // Boot is what the boot loader said of this boot on the kernel command line.
 type Boot struct {
-	// Slot is the slot whose root file system runs.
+	// Slot is the slot whose root file system runs, or Rescue.
 	Slot Slot
 	// Kind is why GRUB chose it: committed, trial, fallback or unsaved
 	// (docs/boot-states.md). Empty when GRUB did not say.
@@ -72,6 +84,9 @@ func BootedFrom(path string) (Boot, error) {
 	for _, field := range strings.Fields(string(line)) {
 		if v, ok := strings.CutPrefix(field, "osctl.slot="); ok {
 			slot, err := ParseSlot(v)
+			if Slot(v) == Rescue {
+				slot, err = Rescue, nil
+			}
 			if err != nil {
 				return Boot{}, fmt.Errorf("reading the kernel command line: %w", err)
 			}

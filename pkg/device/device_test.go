@@ -22,6 +22,10 @@ func TestBootedFrom(t *testing.T) {
 	if want := (Boot{Slot: SlotB, Kind: "trial"}); err != nil || got != want {
 		t.Errorf("BootedFrom = %v, %v; want %v", got, err, want)
 	}
+	got, err = BootedFrom(write(t, "osctl.slot=rescue osctl.boot=rescue\n"))
+	if want := (Boot{Slot: Rescue, Kind: "rescue"}); err != nil || got != want {
+		t.Errorf("BootedFrom = %v, %v; want %v", got, err, want)
+	}
 	if _, err := BootedFrom(write(t, "root=/dev/sda2 xosctl.slot=A\n")); !errors.Is(err, ErrNoSlot) {
 		t.Errorf("without a slot: %v", err)
 	}
@@ -36,6 +40,12 @@ func TestBootedFrom(t *testing.T) {
 func TestSlot(t *testing.T) {
 	if SlotA.Other() != SlotB || SlotB.Other() != SlotA || Slot("").Other() != "" || SlotB.Label() != "rootfsB" {
 		t.Error("the slots do not answer for each other")
+	}
+	if _, err := ParseSlot("rescue"); err == nil || Rescue.Other() != "" || Rescue.Label() != "rescue" {
+		t.Error("the rescue partition passes for a slot")
+	}
+	if !SlotA.Holds() || !SlotB.Holds() || !Rescue.Holds() || Slot("").Holds() || Slot("C").Holds() {
+		t.Error("what holds an image is A, B and rescue")
 	}
 }
 

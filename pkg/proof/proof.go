@@ -135,7 +135,7 @@ func (s *Store) path(name device.Slot) string { return filepath.Join(s.dir, stri
 
 // Load reads the record of a slot. It fails with ErrNone or ErrCorrupt.
 func (s *Store) Load(name device.Slot) (Record, error) {
-	if name.Other() == "" {
+	if !name.Holds() {
 		return Record{}, fmt.Errorf("reading the record of slot %q: the slots are A and B", name)
 	}
 	f, err := os.Open(s.path(name))
@@ -168,7 +168,7 @@ func (s *Store) Keep(name device.Slot, r Record) error {
 }
 
 func (s *Store) keep(name device.Slot, r Record) error {
-	if name.Other() == "" {
+	if !name.Holds() {
 		return errors.New("the slots are A and B")
 	}
 	data, err := r.Encode()

@@ -104,7 +104,7 @@ func (m *Missing) Count() int { return m.count }
 // lacking segment, in order, as soon as it is known.
 func Compare(ctx context.Context, medium Medium, want Want, lacks func(i int), sink progress.Sink) (*Missing, error) {
 	name := want.Slot
-	if name.Other() == "" {
+	if !name.Holds() {
 		return nil, fmt.Errorf("comparing slot %q: the slots are A and B", name)
 	}
 	if want.Size > medium.Size() {
