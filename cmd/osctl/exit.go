@@ -25,6 +25,7 @@ import (
 	"github.com/kapernikov/osctl/pkg/install"
 	"github.com/kapernikov/osctl/pkg/ledger"
 	"github.com/kapernikov/osctl/pkg/osimage"
+	"github.com/kapernikov/osctl/pkg/proof"
 	"github.com/kapernikov/osctl/pkg/publish"
 	"github.com/kapernikov/osctl/pkg/slot"
 	"github.com/kapernikov/osctl/pkg/trust"
@@ -159,6 +160,8 @@ func storageRules() []rule {
 		{is(boot.ErrOneCopy), exitStorage, "it is in effect; check the boot partition: dmesg, df -h /efi"},
 		{is(boot.ErrReadBack), exitStorage, "check the boot partition: dmesg, df -h /efi"},
 		{is(boot.ErrUnknown), exitStorage, "osctl settle names the running slot again"},
+		{is(proof.ErrCorrupt), exitStorage, "osctl upgrade --repair REF writes it again"},
+		{is(proof.ErrNone), exitFailed, "osctl upgrade --repair REF proves the slot anew and keeps it"},
 		{is(ledger.ErrCorrupt), exitStorage, "the machine boots without it; the next change sets it aside and starts a new one"},
 		{as[*install.NotBlankError](), exitStorage, "give --force to overwrite it"},
 		{is(disk.ErrUnfit), exitStorage, "name a whole disk, or a file and its --size"},

@@ -103,8 +103,11 @@ func (m *machine) lock() (func() error, error) {
 // slotPath is the device of a slot.
 func (m *machine) slotPath(s device.Slot) (string, error) {
 	path := m.config.Slots.A
-	if s == device.SlotB {
+	switch s {
+	case device.SlotB:
 		path = m.config.Slots.B
+	case device.Rescue:
+		path = m.config.Slots.Rescue
 	}
 	if path != config.Auto {
 		return path, nil
@@ -155,8 +158,13 @@ func verifier(files ...string) (*trust.Verifier, error) {
 	if err != nil {
 		return nil, policyError{err}
 	}
+	return usable(p.Keys)
+}
+
+// usable checks the keys of a policy.
+func usable(keys []config.Key) (*trust.Verifier, error) {
 	var policy trust.Policy
-	for _, k := range p.Keys {
+	for _, k := range keys {
 		policy.Keys = append(policy.Keys, trust.Key{Name: k.Name, PEM: []byte(k.PEM)})
 	}
 	v, err := trust.New(policy)
@@ -166,11 +174,25 @@ func verifier(files ...string) (*trust.Verifier, error) {
 	return v, nil
 }
 
-func (m *machine) verifier() (*trust.Verifier, error) {
-	if m.config.Policy != "" {
-		return verifier(m.config.Policy)
+// rescueVerifier is the policy's own rule for the rescue partition.
+func rescueVerifier(files ...string) (*trust.Verifier, error) {
+	p, err := config.LoadPolicy(files...)
+	if err != nil {
+		return nil, policyError{err}
 	}
-	return verifier(machinePolicy, imagePolicy)
+	if len(p.Rescue) == 0 {
+		return nil, policyError{errors.New("the policy names no key under rescue, so nothing may be written to the rescue partition")}
+	}
+	return usable(p.Rescue)
+}
+
+func (m *machine) verifier() (*trust.Verifier, error) { return verifier(m.policyFiles()...) }
+
+func (m *machine) policyFiles() []string {
+	if m.config.Policy != "" {
+		return []string{m.config.Policy}
+	}
+	return []string{machinePolicy, imagePolicy}
 }
 
 // containers reads the workloads from containerd.

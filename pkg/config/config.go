@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"time"
 
 	"github.com/goccy/go-yaml"
@@ -36,9 +37,10 @@ type Config struct {
 	Product string `yaml:"product"`
 	// Reference is what "osctl upgrade" without an argument installs.
 	Reference string `yaml:"reference"`
-	// Slots are devices or files; "auto" finds the partitions rootfsA and rootfsB.
+	// Slots are devices or files; "auto" finds the partitions rootfsA, rootfsB
+	// and rescue.
 	Slots Slots `yaml:"slots"`
-	// BootedSlot is A, B or auto (from the kernel command line).
+	// BootedSlot is A, B, rescue or auto (from the kernel command line).
 	BootedSlot string `yaml:"bootedSlot"`
 	// Env are the two copies of the boot state.
 	Env []string `yaml:"env"`
@@ -57,10 +59,11 @@ type Config struct {
 	Health     Health     `yaml:"health"`
 }
 
-// Slots are the devices of the slots.
+// Slots are the devices of the slots, and of the rescue partition.
 type Slots struct {
-	A string `yaml:"A"`
-	B string `yaml:"B"`
+	A      string `yaml:"A"`
+	B      string `yaml:"B"`
+	Rescue string `yaml:"rescue"`
 }
 
 // Containerd says where the daemon listens.
@@ -105,7 +108,7 @@ func (d *Duration) UnmarshalYAML(text []byte) error {
 // Defaults is the configuration of the reference machine.
 func Defaults() Config {
 	return Config{
-		Slots: Slots{A: Auto, B: Auto}, BootedSlot: Auto,
+		Slots: Slots{A: Auto, B: Auto, Rescue: Auto}, BootedSlot: Auto,
 		Env:      []string{"/efi/osctl/a/grubenv", "/efi/osctl/b/grubenv"},
 		StateDir: "/data/osctl", EtcDir: "/data/etc", RuntimeDir: "/run/osctl", Tries: 3,
 		Containerd: Containerd{Address: "/run/containerd/containerd.sock", Namespace: "osctl", HostsDir: "/etc/containerd/certs.d"},
@@ -178,8 +181,8 @@ func (c Config) check(d document) error {
 		return complain("tries", fmt.Sprintf("%d; allowed are 1 to 9", c.Tries))
 	case len(c.Env) != 2:
 		return complain("env", fmt.Sprintf("%d files; expected are two copies", len(c.Env)))
-	case c.BootedSlot != Auto && c.BootedSlot != "A" && c.BootedSlot != "B":
-		return complain("bootedSlot", fmt.Sprintf("%q; allowed are auto, A and B", c.BootedSlot))
+	case !slices.Contains([]string{Auto, "A", "B", "rescue"}, c.BootedSlot):
+		return complain("bootedSlot", fmt.Sprintf("%q; allowed are auto, A, B and rescue", c.BootedSlot))
 	}
 	for key, path := range map[string]string{
 		"env[0]": c.Env[0], "env[1]": c.Env[1], "stateDir": c.StateDir, "runtimeDir": c.RuntimeDir,

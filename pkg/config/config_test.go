@@ -38,7 +38,7 @@ func TestLoadRefuses(t *testing.T) {
 	for want, text := range map[string]string{
 		":3:1: unknown key \"prodct\"; allowed here: apiVersion, bootedSlot, containerd,": head + "prodct: gateway\n",
 		":4:3: unknown key \"dedline\"; allowed here: deadline, requiredUnits, soak":      head + "health:\n  dedline: 5m\n",
-		":3:15: unknown key \"C\"; allowed here: A, B":                                    head + "slots: {A: a, C: b}\n",
+		":3:15: unknown key \"C\"; allowed here: A, B, rescue":                            head + "slots: {A: a, C: b}\n",
 		":3:8: tries: expected is a whole number":                                         head + "tries: many\n",
 		":3:9: health: expected is a mapping; allowed here":                               head + "health: good\n",
 		":3:6: env: expected is a list":                                                   head + "env: /a\n",
@@ -66,12 +66,12 @@ func TestLoadRefuses(t *testing.T) {
 const policyHead = "apiVersion: osctl.kapernikov.com/v1\nkind: Policy\n"
 
 func TestLoadPolicy(t *testing.T) {
-	name := file(t, policyHead+"keys:\n  - name: one\n    pem: |\n      PEM\n  - name: two\n    file: two.pub\n")
+	name := file(t, policyHead+"keys:\n  - name: one\n    pem: |\n      PEM\n  - name: two\n    file: two.pub\nrescue:\n  - name: three\n    file: two.pub\n")
 	if err := os.WriteFile(filepath.Join(filepath.Dir(name), "two.pub"), []byte("OTHER"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	p, err := LoadPolicy(name)
-	if err != nil || len(p.Keys) != 2 || p.Keys[0].PEM != "PEM\n" || p.Keys[1].PEM != "OTHER" {
+	if err != nil || len(p.Keys) != 2 || p.Keys[0].PEM != "PEM\n" || p.Keys[1].PEM != "OTHER" || len(p.Rescue) != 1 || p.Rescue[0].PEM != "OTHER" {
 		t.Errorf("LoadPolicy = %+v, %v", p, err)
 	}
 }
@@ -84,8 +84,9 @@ func TestLoadPolicyRefuses(t *testing.T) {
 		"the list is empty":       policyHead,
 		"keys[0]: it has no name": policyHead + "keys: [{pem: x}]\n",
 		"either file or pem":      policyHead + "keys: [{name: x}]\n",
+		"rescue[0]: key x: ":      policyHead + "keys: [{name: x, pem: y}]\nrescue: [{name: x, file: gone.pub}]\n",
 		"no such file":            policyHead + "keys: [{name: x, file: gone.pub}]\n",
-		":3:1: unknown key \"allowUnsigned\"; allowed here: apiVersion, keys, kind": policyHead + "allowUnsigned: true\nkeys: [{name: x, pem: y}]\n",
+		":3:1: unknown key \"allowUnsigned\"; allowed here: apiVersion, keys, kind, rescue": policyHead + "allowUnsigned: true\nkeys: [{name: x, pem: y}]\n",
 		"kind \"\"": "apiVersion: osctl.kapernikov.com/v1\n",
 	} {
 		if _, err := LoadPolicy(file(t, text)); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), want) {

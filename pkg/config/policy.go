@@ -16,6 +16,9 @@ type Policy struct {
 	APIVersion string `yaml:"apiVersion"`
 	Kind       string `yaml:"kind"`
 	Keys       []Key  `yaml:"keys"`
+	// Rescue are the keys whose signatures count for the rescue partition, and for
+	// nothing else; without any, nothing is accepted there.
+	Rescue []Key `yaml:"rescue"`
 }
 
 // Key is one public key: PEM in the file itself, or in a file beside it.
@@ -43,10 +46,12 @@ func LoadPolicy(names ...string) (Policy, error) {
 	if len(p.Keys) == 0 {
 		return p, d.complain(d.at("keys"), "keys: the list is empty, so nothing could be verified")
 	}
-	for i := range p.Keys {
-		if err := p.Keys[i].read(filepath.Dir(name)); err != nil {
-			key := fmt.Sprintf("keys[%d]", i)
-			return p, d.blame(d.at(key), fmt.Errorf("%s: %w", key, err))
+	for list, keys := range map[string][]Key{"keys": p.Keys, "rescue": p.Rescue} {
+		for i := range keys {
+			if err := keys[i].read(filepath.Dir(name)); err != nil {
+				key := fmt.Sprintf("%s[%d]", list, i)
+				return p, d.blame(d.at(key), fmt.Errorf("%s: %w", key, err))
+			}
 		}
 	}
 	return p, nil

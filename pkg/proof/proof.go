@@ -113,7 +113,8 @@ func Parse(data []byte) (Record, error) {
 		MediaType: ocispec.MediaTypeImageManifest, ArtifactType: osimage.ArtifactType, Digest: f.Digest, Size: int64(len(f.Manifest)),
 	}, f.Manifest, f.Config)
 	if err != nil {
-		return Record{}, fmt.Errorf("%w: %w", ErrCorrupt, err)
+		// Not wrapped: it is this file that is broken, not what a registry sent.
+		return Record{}, fmt.Errorf("%w: %v", ErrCorrupt, err)
 	}
 	r := Record{image: img, reference: f.Reference}
 	for _, s := range f.Signatures {
