@@ -131,6 +131,9 @@ func runUpgrade(ctx context.Context, o upgradeOptions, s streams) error {
 		return err
 	}
 	source := source{machine: m, reference: o.reference, imageFlags: o.imageFlags}
+	if err := source.check(); err != nil {
+		return err
+	}
 	result, err := upgrade.Run(ctx, deps, source.resolve, upgrade.Options{
 		CheckOnly: o.check, DownloadOnly: o.downloadOnly, Retry: o.retry, Tries: m.config.Tries, Progress: display.sink,
 	})
@@ -158,6 +161,23 @@ type source struct {
 	closers []func() error
 }
 
+// check refuses a malformed reference before anything is begun.
+func (s *source) check() error {
+	if s.from != "" {
+		return nil
+	}
+	return fetch.CheckReference(s.name())
+}
+
+// name is what the registry is asked for.
+func (s *source) name() string {
+	if s.digest != "" {
+		// The digest says everything; a tag beside it would only be ignored.
+		return repositoryOf(s.reference) + "@" + s.digest
+	}
+	return s.reference
+}
+
 func (s *source) resolve(ctx context.Context) (upgrade.Offer, error) {
 	if s.from != "" {
 		layout, err := fetch.OpenLayout(s.from)
@@ -167,21 +187,13 @@ func (s *source) resolve(ctx context.Context) (upgrade.Offer, error) {
 		s.closers = append(s.closers, layout.Close)
 		return layout.Resolve(ctx, s.digest)
 	}
-	name := s.reference
-	if s.digest != "" {
-		// The digest says everything; a tag beside it would only be ignored.
-		name = repositoryOf(name) + "@" + s.digest
-	}
-	if err := fetch.CheckReference(name); err != nil {
-		return nil, err
-	}
 	c := s.machine.config.Containerd
 	store, err := fetch.Dial(ctx, c.Address, c.Namespace)
 	if err != nil {
 		return nil, err
 	}
 	s.closers = append(s.closers, store.Close)
-	return fetch.NewRegistry(ctx, store, c.HostsDir).Resolve(ctx, name)
+	return fetch.NewRegistry(ctx, store, c.HostsDir).Resolve(ctx, s.name())
 }
 
 func (s *source) close() error {
