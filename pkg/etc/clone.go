@@ -20,8 +20,9 @@ import (
 //
 // A cut at any moment leaves the old or the new directory of slot to, whole; what
 // it leaves beside that, the next Clone removes. A slot from without an upper
-// directory runs the image's own /etc, and so will the clone. Files that change
-// while they are copied may be copied in either state. Clone fails if from and to
+// directory runs the image's own /etc, and so will the clone. An order to reset
+// the /etc of slot from counts for the clone as well. Files that change while they
+// are copied may be copied in either state. Clone fails if from and to
 // are the same slot, or if dir does not exist.
 func Clone(dir string, from, to device.Slot) error {
 	if err := clone(dir, from, to); err != nil {
@@ -41,26 +42,31 @@ func clone(dir string, from, to device.Slot) error {
 	if err := os.RemoveAll(next); err != nil { // left by a cut
 		return err
 	}
-	err := build(filepath.Join(dir, string(from), "upper"), next)
+	err := build(filepath.Join(dir, string(from)), next)
 	if err == nil {
 		err = replace(dir, next, filepath.Join(dir, string(to)))
 	}
 	return errors.Join(err, os.RemoveAll(next))
 }
 
-// build makes the directory of a slot at path, durably.
-func build(upper, path string) error {
+// build makes the directory of a slot at path, durably: a copy of the directory
+// from.
+func build(from, path string) error {
 	for _, name := range []string{path, filepath.Join(path, "work")} {
 		if err := os.Mkdir(name, 0o700); err != nil {
 			return err
 		}
 	}
 	target := filepath.Join(path, "upper")
-	if err := copyTree(upper, target); errors.Is(err, errGone) {
+	if err := copyTree(filepath.Join(from, "upper"), target); errors.Is(err, errGone) {
 		if err := makeDir(target, 0o755); err != nil {
 			return err
 		}
 	} else if err != nil {
+		return err
+	}
+	c := copier{links: map[inode]string{}}
+	if err := c.copyEntry(filepath.Join(from, resetFile), filepath.Join(path, resetFile)); err != nil {
 		return err
 	}
 	return syncFileSystem(path)

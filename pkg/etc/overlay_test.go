@@ -53,7 +53,7 @@ func overlay(t *testing.T, lower, dir, slot string) (merged string) {
 	s := starter{mount: func(source, _, fstype string, flags uintptr, data string) error {
 		return unix.Mount(source, merged, fstype, flags, data)
 	}}
-	must(t, s.mountUpper(lower, filepath.Join(dir, slot)))
+	must(t, s.mountUpper(lower, filepath.Join(dir, slot), nil))
 	t.Cleanup(func() { unmount(t, merged) })
 	return merged
 }

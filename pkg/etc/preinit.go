@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -23,18 +25,43 @@ const (
 	ESPDir = "/efi"
 	// UppersDir holds one directory a slot.
 	UppersDir = DataDir + "/etc"
+	// StateDir is where Preinit looks for the order of a factory reset.
+	StateDir = DataDir + "/osctl"
 	// ReportPath is where Preinit leaves its Report, in memory: it tells of this boot.
 	ReportPath = "/run/osctl/preinit.json"
+	// MemoryDir holds an upper directory that lasts until the next boot.
+	MemoryDir = "/run/osctl/etc"
 	// InitPath is the program that Handover becomes.
 	InitPath = "/sbin/init"
 )
+
+// Source says where the changes of the running /etc are.
+type Source string
+
+// The sources.
+const (
+	// FromSlot: in the upper directory of the booted slot, as on a good start.
+	FromSlot Source = "slot"
+	// FromMemory: in memory, and lost at the next boot.
+	FromMemory Source = "memory"
+	// FromImage: nowhere; /etc is the image's own and read-only.
+	FromImage Source = "image"
+)
+
+// PristineBoot is the osctl.boot= of a boot that is to leave the slot's own /etc
+// alone, because the slot did not come up with it.
+const PristineBoot = "pristine"
 
 // Report is what Preinit found and did.
 type Report struct {
 	// Slot is the slot that runs, empty if unknown.
 	Slot device.Slot `json:"slot"`
-	// Boot is why GRUB chose it: committed, trial, fallback or unsaved.
+	// Boot is why GRUB chose it (docs/boot-states.md).
 	Boot string `json:"boot"`
+	// Etc says where changes of /etc are.
+	Etc Source `json:"etc"`
+	// Done are the orders that were carried out, for people.
+	Done []string `json:"done"`
 	// Problems are the steps that did not succeed, in order; none on a good start.
 	Problems []Problem `json:"problems"`
 }
@@ -61,10 +88,11 @@ func ReadReport(path string) (Report, error) {
 	return r, nil
 }
 
-// Preinit prepares the machine for systemd. It never fails: a step that does not
-// succeed is a Problem of the report, and the machine comes up with what is there,
-// at worst with the image's own read-only /etc. The report is also written to
-// ReportPath. The caller prints the problems and calls Handover.
+// Preinit prepares the machine for systemd, and carries out the resets that were
+// ordered before. It never fails: a step that does not succeed is a Problem of the
+// report, and the machine comes up with what is there, at worst with the image's
+// own read-only /etc. The report is also written to ReportPath. The caller prints
+// the problems and calls Handover.
 func Preinit() Report {
 	s := starter{root: "/", mount: unix.Mount, find: disk.FindPartition}
 	return s.run()
@@ -98,18 +126,24 @@ func (s *starter) try(step string, err error) bool {
 }
 
 func (s *starter) run() Report {
-	s.report.Problems = []Problem{}
+	s.report.Problems, s.report.Done, s.report.Etc = []Problem{}, []string{}, FromImage
 	s.mountKernel()
 	booted, err := device.BootedFrom(s.path("/proc/cmdline"))
 	s.try("finding the booted slot", err)
 	s.report.Slot, s.report.Boot = booted.Slot, booted.Kind
 
-	s.mountPartition("boot", ESPDir, unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC|unix.MS_NOATIME,
-		fileSystem{"vfat", "umask=0077"})
-	// Containers live here, so neither nosuid nor nodev nor noexec.
-	data := s.mountPartition("data", DataDir, unix.MS_NOATIME, fileSystem{"ext4", ""}, fileSystem{"btrfs", ""})
-	if data && booted.Slot != "" {
-		s.try("mounting the overlay on /etc", s.mountOverlay(booted.Slot))
+	const noPrograms = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC | unix.MS_NOATIME
+	s.mountPartition("boot", ESPDir, fileSystem{"vfat", noPrograms, "umask=0077"})
+	// Containers live here, so neither nosuid nor nodev nor noexec. Read-only is
+	// better than nothing; a journal that cannot be replayed stays unread.
+	const readOnly = unix.MS_NOATIME | unix.MS_RDONLY
+	data := s.mountPartition("data", DataDir, fileSystem{"ext4", unix.MS_NOATIME, ""}, fileSystem{"btrfs", unix.MS_NOATIME, ""},
+		fileSystem{"ext4", readOnly, ""}, fileSystem{"ext4", readOnly, "noload"}, fileSystem{"btrfs", readOnly, ""})
+	if data == writable {
+		s.carryOut()
+	}
+	if booted.Slot != "" {
+		s.mountEtc(booted, data)
 	}
 	s.try("writing "+ReportPath, s.writeReport())
 	return s.report
@@ -136,37 +170,119 @@ func (s *starter) mountKernel() {
 	}
 }
 
-// fileSystem is a type to try and its mount options.
-type fileSystem struct{ name, options string }
+// fileSystem is a way to try of mounting a partition.
+type fileSystem struct {
+	name    string
+	flags   uintptr
+	options string
+}
+
+// access is what a mounted partition permits.
+type access int
+
+const (
+	missing access = iota
+	readable
+	writable
+)
 
 // mountPartition mounts a partition of the disk that the root file system is on,
-// as the first of the types that fits.
-func (s *starter) mountPartition(label, target string, flags uintptr, types ...fileSystem) bool {
+// in the first of the ways that works.
+func (s *starter) mountPartition(label, target string, ways ...fileSystem) access {
 	step := "mounting " + target
 	dev, err := s.find(label)
 	if err != nil {
-		return s.try(step, err)
+		s.try(step, err)
+		return missing
 	}
 	var failed error
-	for _, t := range types {
-		err := s.mount(dev, s.path(target), t.name, flags, t.options)
-		if err == nil {
-			return true
+	for _, way := range ways {
+		err := s.mount(dev, s.path(target), way.name, way.flags, way.options)
+		switch {
+		case err == nil && way.flags&unix.MS_RDONLY == 0:
+			return writable
+		case err == nil:
+			s.try(step, fmt.Errorf("it is mounted read-only: %w", failed))
+			return readable
+		case way.flags&unix.MS_RDONLY == 0:
+			failed = errors.Join(failed, fmt.Errorf("%s as %s: %w", dev, way.name, err))
 		}
-		failed = errors.Join(failed, fmt.Errorf("%s as %s: %w", dev, t.name, err))
 	}
-	return s.try(step, failed)
+	s.try(step, failed)
+	return missing
 }
 
-// mountOverlay mounts the slot's upper directory over /etc, and makes it first if
-// this is the slot's first start. The features that tie an upper directory to the
-// identity of the files below it are off: an upgrade changes those.
-func (s *starter) mountOverlay(slot device.Slot) error {
-	return s.mountUpper(s.path("/etc"), filepath.Join(s.path(UppersDir), string(slot)))
+// carryOut does what was ordered for this start. An order that failed is dropped
+// as well: done again much later, it would take away what was made since.
+func (s *starter) carryOut() {
+	f := factory{data: s.path(DataDir), lower: s.path("/etc")}
+	order, err := PendingFactory(s.path(StateDir))
+	if s.try("reading the order for a factory reset", err) && order != nil {
+		if s.try("resetting the machine", f.carryOut(*order)) {
+			s.report.Done = append(s.report.Done, "factory reset, applications: "+string(order.Apps))
+		}
+		s.try("ending the factory reset", CancelFactory(s.path(StateDir)))
+	}
+	s.try("removing what was reset", f.emptyTrash())
+	for _, slot := range []device.Slot{device.SlotA, device.SlotB} {
+		dir := filepath.Join(s.path(UppersDir), string(slot))
+		order, err := readReset(dir)
+		if !s.try("reading the order to reset /etc", err) || order == nil {
+			continue
+		}
+		err = order.carryOut(filepath.Join(dir, "upper"), s.path("/etc"))
+		if s.try("resetting /etc of slot "+string(slot), errors.Join(err, syncFileSystem(dir))) {
+			s.report.Done = append(s.report.Done, "reset of /etc in slot "+string(slot))
+		}
+		s.try("ending the reset of /etc", dropOrder(filepath.Join(dir, resetFile)))
+	}
 }
 
-// mountUpper mounts the overlay over the lower directory itself.
-func (s *starter) mountUpper(lower, dir string) error {
+// mountEtc mounts the overlay over /etc: on the upper directory of the slot; where
+// that cannot be written, in memory above it; and where it cannot be used, or the
+// slot did not come up with it, in memory with what identifies the machine.
+func (s *starter) mountEtc(booted device.Boot, data access) {
+	lower, memory := s.path("/etc"), s.path(MemoryDir)
+	slotDir := filepath.Join(s.path(UppersDir), string(booted.Slot))
+	own := booted.Kind != PristineBoot
+	if own && data == writable {
+		err := s.mountUpper(lower, slotDir, nil)
+		if err == nil {
+			err = wantWritable(lower)
+		}
+		if s.try("mounting the overlay on /etc", err) {
+			s.report.Etc = FromSlot
+			return
+		}
+	}
+	s.report.Etc = FromMemory
+	upper := filepath.Join(slotDir, "upper")
+	info, err := os.Stat(upper)
+	if data != missing && err == nil && info.IsDir() {
+		if own && s.try("mounting /etc in memory above that of the slot", s.mountUpper(lower, memory, []string{upper})) {
+			return
+		}
+		s.try("taking over what identifies the machine", s.identify(upper, memory))
+	}
+	if !s.try("mounting /etc in memory", s.mountUpper(lower, memory, nil)) {
+		s.report.Etc = FromImage
+	}
+}
+
+// identify fills the upper directory in memory with what the machine keeps.
+func (s *starter) identify(upper, memory string) error {
+	target := filepath.Join(memory, "upper")
+	if err := errors.Join(makeDir(memory, 0o700), makeDir(target, 0o755)); err != nil {
+		return err
+	}
+	return takeOver(upper, s.path("/etc"), target, func(string) bool { return true })
+}
+
+// mountUpper mounts an overlay over the lower directory itself, with layers, the
+// highest first, in between. It makes the upper directory if this is its first
+// use. The features that tie an upper directory to the identity of the files below
+// it are off: an upgrade changes those.
+func (s *starter) mountUpper(lower, dir string, layers []string) error {
 	upper, work := filepath.Join(dir, "upper"), filepath.Join(dir, "work")
 	for _, d := range []struct {
 		path string
@@ -176,8 +292,19 @@ func (s *starter) mountUpper(lower, dir string) error {
 			return err
 		}
 	}
-	options := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s,index=off,metacopy=off,redirect_dir=off,xino=off", lower, upper, work)
+	options := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s,index=off,metacopy=off,redirect_dir=off,xino=off",
+		strings.Join(append(slices.Clone(layers), lower), ":"), upper, work)
 	return s.mount("overlay", lower, "overlay", unix.MS_NOATIME, options)
+}
+
+// wantWritable takes an overlay away that the kernel has mounted read-only, as it
+// does when the partition of the upper directory has no room.
+func wantWritable(target string) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(target, &st); err != nil || st.Flags&unix.ST_RDONLY == 0 {
+		return err
+	}
+	return errors.Join(fmt.Errorf("%s came up read-only; is the data partition full?", target), unix.Unmount(target, 0))
 }
 
 // makeDir makes a directory with exactly this mode, whatever the umask of process

@@ -56,7 +56,7 @@ func TestPreinit(t *testing.T) {
 	defer unix.Umask(unix.Umask(0o077)) // modes do not depend on that of process 1
 	m := newFakeMachine(t, "root=x osctl.slot=B osctl.boot=trial\n")
 	got := m.run()
-	want := Report{Slot: "B", Boot: "trial", Problems: []Problem{}}
+	want := Report{Slot: "B", Boot: "trial", Etc: FromSlot, Done: []string{}, Problems: []Problem{}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("the report (-want +got):\n%s", diff)
 	}
@@ -107,20 +107,24 @@ func TestPreinitKeepsTheUpper(t *testing.T) {
 // TestPreinitDegrades: each step may fail; the others are done and it is said.
 func TestPreinitDegrades(t *testing.T) {
 	efi, data, overlay := "/dev/boot /efi vfat umask=0077", "/dev/data /data ext4 ", "overlay /etc overlay "+overlayOptions
+	memory := "overlay /etc overlay lowerdir=/etc,upperdir=/run/osctl/etc/upper,workdir=/run/osctl/etc/work,index=off,metacopy=off,redirect_dir=off,xino=off"
 	for name, c := range map[string]struct {
 		cmdline string
 		fail    []string
 		steps   []string
 		mounts  []string
+		etc     Source
 	}{
-		"no slot":            {"ro", nil, []string{"finding the booted slot"}, []string{efi, data}},
-		"no partition boot":  {"osctl.slot=B", []string{"boot"}, []string{"mounting /efi"}, []string{data, overlay}},
-		"ESP damaged":        {"osctl.slot=B", []string{"/efi vfat"}, []string{"mounting /efi"}, []string{data, overlay}},
-		"no partition data":  {"osctl.slot=B", []string{"data"}, []string{"mounting /data"}, []string{efi}},
-		"data is btrfs":      {"osctl.slot=B", []string{"/data ext4"}, nil, []string{efi, "/dev/data /data btrfs ", overlay}},
-		"data damaged":       {"osctl.slot=B", []string{"/data ext4", "/data btrfs"}, []string{"mounting /data"}, []string{efi}},
-		"no overlay":         {"osctl.slot=B", []string{"/etc overlay"}, []string{"mounting the overlay on /etc"}, []string{efi, data}},
-		"nothing but a root": {"osctl.slot=B", []string{"boot", "data"}, []string{"mounting /efi", "mounting /data"}, nil},
+		"no slot":            {"ro", nil, []string{"finding the booted slot"}, []string{efi, data}, FromImage},
+		"no partition boot":  {"osctl.slot=B", []string{"boot"}, []string{"mounting /efi"}, []string{data, overlay}, FromSlot},
+		"ESP damaged":        {"osctl.slot=B", []string{"/efi vfat"}, []string{"mounting /efi"}, []string{data, overlay}, FromSlot},
+		"no partition data":  {"osctl.slot=B", []string{"data"}, []string{"mounting /data"}, []string{efi, memory}, FromMemory},
+		"data is btrfs":      {"osctl.slot=B", []string{"/data ext4"}, nil, []string{efi, "/dev/data /data btrfs ", overlay}, FromSlot},
+		"data damaged":       {"osctl.slot=B", []string{"/data ext4", "/data btrfs"}, []string{"mounting /data"}, []string{efi, memory}, FromMemory},
+		"nothing but a root": {"osctl.slot=B", []string{"boot", "data"}, []string{"mounting /efi", "mounting /data"}, []string{memory}, FromMemory},
+		"pristine":           {"osctl.slot=B osctl.boot=pristine", nil, nil, []string{efi, data, memory}, FromMemory},
+		"no overlay": {"osctl.slot=B", []string{"/etc overlay"},
+			[]string{"mounting the overlay on /etc", "mounting /etc in memory above that of the slot", "mounting /etc in memory"}, []string{efi, data}, FromImage},
 	} {
 		m := newFakeMachine(t, c.cmdline)
 		for _, what := range c.fail {
@@ -140,8 +144,8 @@ func TestPreinitDegrades(t *testing.T) {
 		if diff := cmp.Diff(append(kernelMounts[:4:4], c.mounts...), m.mounts); diff != "" {
 			t.Errorf("%s: mounts (-want +got):\n%s", name, diff)
 		}
-		if read, err := ReadReport(m.path(ReportPath)); err != nil || len(read.Problems) != len(c.steps) {
-			t.Errorf("%s: the written report: %v, %v", name, read, err)
+		if read, err := ReadReport(m.path(ReportPath)); err != nil || len(read.Problems) != len(c.steps) || read.Etc != c.etc {
+			t.Errorf("%s: the written report: %v, %v; want /etc from %s", name, read, err, c.etc)
 		}
 	}
 }

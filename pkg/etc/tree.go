@@ -131,8 +131,42 @@ func copyContent(from, to string) error {
 	if err != nil {
 		return err
 	}
-	_, err = io.Copy(out, in)
-	return errors.Join(err, out.Close())
+	return errors.Join(copyData(in, out), out.Close())
+}
+
+// copyData copies what a file holds and leaves its holes out: a sparse file may
+// claim more than the data partition has. A file system that knows no holes
+// reports one run of data.
+func copyData(in, out *os.File) error {
+	end := int64(0)
+	for {
+		start, err := in.Seek(end, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) { // nothing but a hole is left
+			break
+		}
+		if err != nil {
+			return err
+		}
+		if end, err = in.Seek(start, unix.SEEK_HOLE); err != nil {
+			return err
+		}
+		if _, err := out.Seek(start, io.SeekStart); err != nil {
+			return err
+		}
+		if _, err := in.Seek(start, io.SeekStart); err != nil {
+			return err
+		}
+		if _, err := io.CopyN(out, in, end-start); errors.Is(err, io.EOF) {
+			return nil // it became shorter meanwhile
+		} else if err != nil {
+			return err
+		}
+	}
+	size, err := in.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	return out.Truncate(size)
 }
 
 // copyAttributes gives a copy the attributes of its source. The order matters:
