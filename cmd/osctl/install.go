@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -15,15 +16,18 @@ import (
 	"github.com/kapernikov/osctl/pkg/fetch"
 	"github.com/kapernikov/osctl/pkg/install"
 	"github.com/kapernikov/osctl/pkg/ledger"
+	"github.com/kapernikov/osctl/pkg/proof"
 	"github.com/kapernikov/osctl/pkg/publish"
 	"github.com/kapernikov/osctl/pkg/trust"
 	"github.com/kapernikov/osctl/pkg/upgrade"
 )
 
 type installOptions struct {
+	machineFlags
 	progressFlags
 	source, disk, etc, policy string
 	reference, hostsDir       string
+	rescue                    string
 	sizeMiB, slotMiB          int64
 	force                     bool
 }
@@ -35,18 +39,30 @@ func installCmd(s streams) *cobra.Command {
 		Use:   "install --disk DEV|FILE --policy FILE REF|LAYOUT",
 		Short: "Install an OS image on an empty disk: partitions, boot loader, slot A, data",
 		Long: `install makes a bootable disk, or an image file of one, from a signed OS image. The
-boot loader comes out of the image itself and is written last.
+boot loader comes out of the image itself and is written last. With --rescue the
+rescue partition gets its system too; --rescue without --disk writes only that, on
+the machine that runs.
 
 ` + exitTable(),
-		Args: exactArgs(1, 1, "disk"),
+		Args: func(cmd *cobra.Command, args []string) error {
+			if cmd.Flags().Changed("rescue") && !cmd.Flags().Changed("disk") {
+				return exactArgs(0, 0)(cmd, args)
+			}
+			return exactArgs(1, 1, "disk")(cmd, args)
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return runInstallRescue(cmd.Context(), o, s)
+			}
 			o.source = args[0]
 			return runInstall(cmd.Context(), o, s)
 		},
 	}
+	o.machineFlags.add(cmd.Flags())
 	o.progressFlags.add(cmd.Flags())
 	f := cmd.Flags()
 	f.StringVar(&o.disk, "disk", "", "disk or image `file` to install to; all of it is overwritten")
+	f.StringVar(&o.rescue, "rescue", "", "rescue image (`REF|LAYOUT`) for the rescue partition; without --disk, of this machine")
 	f.StringVar(&o.policy, "policy", "", "policy `file` that the image must satisfy (default "+machinePolicy+", else "+imagePolicy+")")
 	f.StringVar(&o.etc, "etc", "", "`folder` of files that this machine's /etc has beyond the image's (keys, host name, credentials)")
 	f.StringVar(&o.reference, "reference", "", "reference to record as the image's origin (default: REF)")
@@ -93,8 +109,47 @@ func openSource(ctx context.Context, name, hostsDir string) (imageSource, error)
 	return imageSource{offer, remove}, nil
 }
 
+// vouched is an image that the policy accepts, where its packs are, and what is
+// kept of it.
+type vouched struct {
+	trust.Verified
+	offer  fetch.Ref
+	record proof.Record
+	close  func() error
+}
+
+// vouch opens an image, reads its small parts and checks its signatures.
+// reference is what is recorded as its origin; empty means its name.
+func vouch(ctx context.Context, v *trust.Verifier, name, reference, hostsDir string) (_ vouched, err error) {
+	source, err := openSource(ctx, name, hostsDir)
+	if err != nil {
+		return vouched{}, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, source.close())
+		}
+	}()
+	img, err := source.offer.Describe(ctx)
+	if err != nil {
+		return vouched{}, err
+	}
+	sigs, err := source.offer.Signatures(ctx)
+	if err != nil {
+		return vouched{}, err
+	}
+	verified, err := v.Verify(ctx, img, sigs)
+	if err != nil {
+		return vouched{}, err
+	}
+	if reference == "" {
+		reference = source.offer.Name()
+	}
+	return vouched{verified, source.offer, proof.New(img, sigs, reference), source.close}, nil
+}
+
 func runInstall(ctx context.Context, o installOptions, s streams) (err error) {
-	v, err := o.verifier()
+	v, err := verifier(o.policyFiles()...)
 	if err != nil {
 		return err
 	}
@@ -102,70 +157,77 @@ func runInstall(ctx context.Context, o installOptions, s streams) (err error) {
 	if err != nil {
 		return err
 	}
-	source, err := openSource(ctx, o.source, o.hostsDir)
+	image, err := vouch(ctx, v, o.source, o.reference, o.hostsDir)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, source.close()) }()
-	verified, err := verify(ctx, v, source.offer)
-	if err != nil {
-		return err
-	}
-	options, err := o.options(verified, source.offer)
+	defer func() { err = errors.Join(err, image.close()) }()
+	options, err := o.options(image)
 	if err != nil {
 		return err
 	}
 	options.Progress = display.sink
-	options.WriteSlot = func(ctx context.Context, d *disk.Device) error {
-		_, err := upgrade.Fill(ctx, device.SlotA, d, verified, source.offer, display.sink)
-		return err
+	options.WriteSlot = image.writer(device.SlotA, display)
+	var rescue vouched
+	if o.rescue != "" {
+		if rescue, err = o.vouchRescue(ctx, image.Image().Config().Product); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, rescue.close()) }()
+		options.RescueSize, options.WriteRescue = rescue.Image().Config().Rootfs.Size, rescue.writer(device.Rescue, display)
+		if options.Records[filepath.ToSlash(proof.FileName(device.Rescue))], err = rescue.record.Encode(); err != nil {
+			return err
+		}
 	}
 	_, err = install.Install(ctx, options)
 	display.finish()
 	if err != nil {
 		return err
 	}
-	c := verified.Image().Config()
-	_, err = fmt.Fprintf(s.out, "%s %s is installed on %s\n  digest     %s\n  signed by  %s\n", c.Product, c.Version, o.disk, verified.Image().Digest(), verified.KeyName())
+	if err := image.installed(s, o.disk); err != nil || o.rescue == "" {
+		return err
+	}
+	return rescue.installed(s, "the rescue partition of "+o.disk)
+}
+
+// writer writes the image to a partition of a new disk.
+func (i vouched) writer(name device.Slot, d display) func(context.Context, *disk.Device) error {
+	return func(ctx context.Context, partition *disk.Device) error {
+		_, err := upgrade.Fill(ctx, name, partition, i.Verified, i.offer, d.sink)
+		return err
+	}
+}
+
+func (i vouched) installed(s streams, where string) error {
+	c := i.Image().Config()
+	_, err := fmt.Fprintf(s.out, "%s %s is installed on %s\n  digest     %s\n  signed by  %s\n", c.Product, c.Version, where, i.Image().Digest(), i.KeyName())
 	return err
 }
 
-func (o installOptions) verifier() (*trust.Verifier, error) {
+func (o installOptions) policyFiles() []string {
 	if o.policy != "" {
-		return verifier(o.policy)
+		return []string{o.policy}
 	}
-	return verifier(machinePolicy, imagePolicy)
+	return []string{machinePolicy, imagePolicy}
 }
 
-// verify reads the small parts of an image and checks its signatures.
-func verify(ctx context.Context, v *trust.Verifier, offer fetch.Ref) (trust.Verified, error) {
-	img, err := offer.Describe(ctx)
-	if err != nil {
-		return trust.Verified{}, err
-	}
-	sigs, err := offer.Signatures(ctx)
-	if err != nil {
-		return trust.Verified{}, err
-	}
-	return v.Verify(ctx, img, sigs)
-}
-
-// options describes the disk: sizes, the first boot state and the first ledger.
-func (o installOptions) options(v trust.Verified, offer fetch.Ref) (install.Options, error) {
-	img := v.Image()
+// options describes the disk: sizes, the first boot state, the first ledger, and
+// the record of the first slot.
+func (o installOptions) options(i vouched) (install.Options, error) {
+	img := i.Image()
 	c := img.Config()
-	reference := o.reference
-	if reference == "" {
-		reference = offer.Name()
-	}
 	l, err := ledger.New(ledger.Entry{
 		Digest: img.Digest().String(), Product: c.Product, Version: c.Version, Epoch: c.Epoch, Created: c.Created,
-		Reference: reference, SignedBy: v.KeyName(),
+		Reference: i.record.Reference(), SignedBy: i.KeyName(),
 	}, time.Now().UTC())
 	if err != nil {
 		return install.Options{}, err
 	}
 	encoded, err := l.Encode()
+	if err != nil {
+		return install.Options{}, err
+	}
+	record, err := i.record.Encode()
 	if err != nil {
 		return install.Options{}, err
 	}
@@ -178,5 +240,6 @@ func (o installOptions) options(v trust.Verified, offer fetch.Ref) (install.Opti
 	return install.Options{
 		Target: o.disk, Size: o.sizeMiB * disk.MiB, Layout: layout, Force: o.force, ImageSize: c.Rootfs.Size,
 		EnvA: env, EnvB: env, Ledger: encoded, Etc: o.etc,
+		Records: map[string][]byte{filepath.ToSlash(proof.FileName(device.SlotA)): record},
 	}, nil
 }

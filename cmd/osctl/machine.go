@@ -115,7 +115,7 @@ func (m *machine) slotPath(s device.Slot) (string, error) {
 	return disk.FindPartition(s.Label())
 }
 
-// openSlot opens the inactive slot, and refuses the root file system whatever the
+// openSlot opens a slot that does not run, or the rescue partition, and refuses the root file system whatever the
 // configuration says.
 func (m *machine) openSlot(s device.Slot) (upgrade.Target, error) {
 	path, err := m.slotPath(s)
@@ -129,8 +129,14 @@ func (m *machine) openSlot(s device.Slot) (upgrade.Target, error) {
 	if same {
 		return nil, storageError{fmt.Errorf("%s holds the running system and is never written; check slots in the configuration", path)}
 	}
-	if running, err := m.slotPath(s.Other()); err == nil && samePlace(path, running) {
-		return nil, storageError{fmt.Errorf("%s is the same as slot %s, which runs, and is never written; check slots in the configuration", path, s.Other())}
+	for _, other := range []device.Slot{device.SlotA, device.SlotB, device.Rescue} {
+		if place, err := m.slotPath(other); other == s || err != nil || !samePlace(path, place) {
+			continue
+		}
+		if other == m.booted.Slot {
+			return nil, storageError{fmt.Errorf("%s is the same as slot %s, which runs, and is never written; check slots in the configuration", path, other)}
+		}
+		return nil, storageError{fmt.Errorf("%s is both %s and %s; check slots in the configuration", path, s.Label(), other.Label())}
 	}
 	d, err := disk.Open(path)
 	if errors.Is(err, disk.ErrBusy) {

@@ -14,8 +14,9 @@
 //     firmware and no kernel finds anything on this disk.
 //  2. The data partition is formatted with its first tree.
 //  3. Slot A is written, synced and read back (by the caller's WriteSlot).
-//  4. The first MiB of slot B and of rescue is zeroed, so that no file system
-//     of an earlier life can be booted from there.
+//  4. The rescue system is written, if there is one, as slot A was. The first
+//     MiB of slot B, and of a rescue partition that stays empty, is zeroed, so
+//     that no file system of an earlier life can be booted from there.
 //  5. The ESP is written with the boot loader of the image in slot A and the
 //     two env copies, synced and read back, its boot sector last.
 //  6. The partition table is written, synced and read back: the backup first,
@@ -59,11 +60,18 @@ type Options struct {
 	// WriteSlot writes the image to the slot, syncs it and proves it from the
 	// medium.
 	WriteSlot func(ctx context.Context, slot *disk.Device) error
+	// RescueSize is the size in bytes of the image that WriteRescue writes to the
+	// rescue partition, as WriteSlot does. Without WriteRescue that stays empty.
+	RescueSize  int64
+	WriteRescue func(ctx context.Context, partition *disk.Device) error
 	// EnvA and EnvB are the first content of the two env copies, 1024 bytes
 	// each.
 	EnvA, EnvB []byte
 	// Ledger is the first content of osctl/ledger.json on the data partition.
 	Ledger []byte
+	// Records are further files of the folder osctl on the data partition, by
+	// their slash-separated names in it.
+	Records map[string][]byte
 	// Etc is a folder with the files that this machine's /etc has beyond
 	// those of the image, or "". Owners become root, modes stay.
 	Etc string
@@ -82,12 +90,18 @@ func (e *NotBlankError) Error() string {
 	return fmt.Sprintf("%s is not blank: it holds %s, and all of it would be lost", e.Target, e.Contents)
 }
 
-// ImageTooLargeError says that the image does not fit into a slot.
+// ImageTooLargeError says that the image does not fit into a slot, or the rescue
+// image into its partition.
 type ImageTooLargeError struct {
 	Image, Slot int64 // bytes
+	Rescue      bool
 }
 
 func (e *ImageTooLargeError) Error() string {
+	if e.Rescue {
+		return fmt.Sprintf("the rescue image has %d MiB and its partition has %d MiB",
+			(e.Image+disk.MiB-1)/disk.MiB, e.Slot/disk.MiB)
+	}
 	return fmt.Sprintf("the image has %d MiB and the slots have %d MiB; make the slots larger",
 		(e.Image+disk.MiB-1)/disk.MiB, e.Slot/disk.MiB)
 }
@@ -135,6 +149,8 @@ func (o Options) check() error {
 		return fmt.Errorf("the size is %d bytes", o.Size)
 	case o.ImageSize > o.Layout.Slot:
 		return &ImageTooLargeError{Image: o.ImageSize, Slot: o.Layout.Slot}
+	case o.WriteRescue != nil && o.RescueSize > o.Layout.Rescue:
+		return &ImageTooLargeError{Image: o.RescueSize, Slot: o.Layout.Rescue, Rescue: true}
 	}
 	for _, program := range []string{"mkfs.ext4", "debugfs"} {
 		if _, err := disk.FindProgram(program, "e2fsprogs"); err != nil {
@@ -231,7 +247,13 @@ func fill(ctx context.Context, sections map[string]*disk.Device, seed string, op
 	if err := opts.WriteSlot(ctx, slot); err != nil {
 		return fmt.Errorf("writing slot A: %w", err)
 	}
-	for _, label := range []string{disk.LabelSlotB, disk.LabelRescue} {
+	empty := []string{disk.LabelSlotB}
+	if opts.WriteRescue == nil {
+		empty = append(empty, disk.LabelRescue)
+	} else if err := opts.WriteRescue(ctx, sections[disk.LabelRescue]); err != nil {
+		return fmt.Errorf("writing the rescue partition: %w", err)
+	}
+	for _, label := range empty {
 		if _, err := sections[label].WriteAt(make([]byte, disk.MiB), 0); err != nil {
 			return fmt.Errorf("clearing %s: %w", label, err)
 		}

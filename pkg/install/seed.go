@@ -15,6 +15,7 @@ import (
 //	etc/A/upper          what this machine's /etc has beyond the image's
 //	etc/A/work           of the overlay, same file system as upper
 //	osctl/ledger.json    what the slots hold
+//	osctl/…              the records that come with it
 func newSeed(opts Options) (string, error) {
 	root, err := os.MkdirTemp("", "osctl-install-")
 	if err != nil {
@@ -40,6 +41,15 @@ func fillSeed(root string, opts Options) error {
 	}
 	if err := writeFile(filepath.Join(root, "osctl/ledger.json"), opts.Ledger, 0o644); err != nil {
 		return err
+	}
+	for name, content := range opts.Records {
+		path := filepath.Join(root, "osctl", filepath.FromSlash(name))
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return err
+		}
+		if err := writeFile(path, content, 0o644); err != nil {
+			return err
+		}
 	}
 	if opts.Etc == "" {
 		return nil
