@@ -97,6 +97,7 @@ func outcomes() map[string]outcome {
 
 		// What is wrong with one copy is a problem in status, and part of ErrUnknown
 		// when it is wrong with both; the rest is a mistake in osctl itself.
+		"boot.ErrFormat": {boot.ErrFormat, 1, ""},
 		"boot.ErrOlder": {boot.ErrOlder, 1, ""}, "boot.ErrSize": {boot.ErrSize, 1, ""}, "boot.ErrTorn": {boot.ErrTorn, 1, ""},
 		"boot.ErrValue": {boot.ErrValue, 1, ""}, "boot.ErrNotWritten": {boot.ErrNotWritten, 1, ""},
 		"disk.ErrRange": {disk.ErrRange, 1, ""}, "disk.ErrReadOnly": {disk.ErrReadOnly, 1, ""},

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kapernikov/osctl/pkg/device"
 	"github.com/kapernikov/osctl/pkg/grubenv"
 )
 
@@ -25,6 +26,9 @@ var (
 	ErrTorn = errors.New("only a part of the last write arrived")
 	// ErrReadBack: the medium took a write without an error and lost it.
 	ErrReadBack = errors.New("the medium does not hold what was written")
+	// ErrFormat: the copy has the format of an earlier release, or of the system
+	// before osctl, which GRUB and Load read as what it meant.
+	ErrFormat = errors.New("written in an older format")
 	// ErrOlder: the copy is whole, but it is not the one that counts.
 	ErrOlder = errors.New("older than the other copy")
 )
@@ -91,7 +95,7 @@ func (f *envFile) ReadBack() ([]byte, error) {
 type reading struct {
 	record record
 	err    error // no valid record
-	size   error // ErrSize beside a valid record
+	flaw   error // ErrSize or ErrFormat beside a valid record
 }
 
 func read(path string) reading {
@@ -113,7 +117,10 @@ func read(path string) reading {
 		return reading{err: err}
 	}
 	if len(data) != grubenv.Size {
-		return reading{record: rec, size: fmt.Errorf("%w but %d", ErrSize, len(data))}
+		return reading{record: rec, flaw: fmt.Errorf("%w but %d", ErrSize, len(data))}
+	}
+	if outdated(block) {
+		return reading{record: rec, flaw: ErrFormat}
 	}
 	return reading{record: rec}
 }
@@ -134,9 +141,9 @@ func overwrite(m medium, block []byte) error {
 }
 
 // InitialBlock is the 1024 bytes of a copy on a newly installed machine: slot A,
-// committed, sequence number 1.
+// committed, with all its tries, sequence number 1; slot B is empty.
 func InitialBlock() ([]byte, error) {
-	return record{1, State{Phase: Committed, Rootfs: "A"}}.encode()
+	return record{1, whole(device.SlotA, false)}.encode()
 }
 
 // Create makes one copy with the content of InitialBlock, and its directory. It

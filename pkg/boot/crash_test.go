@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/kapernikov/osctl/pkg/device"
 )
 
 // recorder notes what both files hold after each write, and what they would hold
@@ -75,15 +77,25 @@ type change struct {
 
 func changes(t *testing.T) map[string]change {
 	return map[string]change{
-		"arm": {State{Committed, slotA, 0}, State{Trial, slotB, 3},
+		"arm": {committed(slotA), trial(slotB, 3),
 			func(s *Store) error { return s.Arm(written(t, slotB), 3) }},
-		"commit": {State{Trial, slotB, 2}, State{Committed, slotB, 0},
+		"commit": {trial(slotB, 2), whole(slotB, true),
 			func(s *Store) error { return s.Commit(slotB) }},
-		"fall back": {State{Trial, slotB, 2}, State{FellBack, slotA, 0}, (*Store).FallBack},
-		"disarm": {State{Trial, slotB, 3}, State{Committed, slotA, 0},
+		"fall back": {trial(slotB, 2), fellBack(slotA), (*Store).FallBack},
+		"disarm": {trial(slotB, 3), committed(slotA),
 			func(s *Store) error { return s.Disarm(slotA) }},
-		"acknowledge": {State{FellBack, slotA, 0}, State{Committed, slotA, 0}, (*Store).Acknowledge},
+		"settle": {whole(slotA, true).on(RungPristine, 1, true), whole(slotA, true), (*Store).Settle},
+		"give back": {whole(slotA, true).on(RungSlot, 1, true), givenOnce(whole(slotA, true).on(RungSlot, 2, true)),
+			func(s *Store) error { return s.GiveBack(device.Boot{Slot: slotA, Kind: KindCommitted}) }},
+		"disarm a rung": {whole(slotA, true), whole(slotA, false),
+			func(s *Store) error { return s.Disarm(slotA) }},
+		"acknowledge": {fellBack(slotA), committed(slotA), (*Store).Acknowledge},
 	}
+}
+
+func givenOnce(s State) State {
+	s.Given = 1
+	return s
 }
 
 // TestPowerCuts: at any moment of any change, from equal or damaged copies, GRUB
@@ -96,7 +108,7 @@ func TestPowerCuts(t *testing.T) {
 	cuts := 0
 	for name, c := range changes(t) {
 		for _, seq := range []int{7, maxSeq} {
-			good, older := block(t, seq, c.now), block(t, seq-1, State{Committed, slotA, 0})
+			good, older := block(t, seq, c.now), block(t, seq-1, committed(slotA))
 			garbage := make([]byte, 1024)
 			for _, copies := range [][2][]byte{{good, good}, {good, older}, {older, good}, {good, garbage}, {garbage, good}} {
 				for i, point := range cutPoints(t, copies, c.do) {
@@ -125,8 +137,8 @@ func (m *machine) afterCut(label string, copies [2][]byte, c change) {
 	m.set(1, copies[1])
 	r := m.boot()
 	want, _ := Next(st)
-	if got, kind := r.booted(); got != want {
-		m.t.Errorf("%s: GRUB boots %q (%s), but Load finds %v:\n%s", label, got, kind, st, r.output)
+	if got := r.booted(); got != want {
+		m.t.Errorf("%s: GRUB boots %v, but Load finds %v:\n%s", label, got, st, r.output)
 	}
 	if st == c.now {
 		err = c.do(s)

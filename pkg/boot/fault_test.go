@@ -54,7 +54,7 @@ func plant(s *Store, faults [2]string) {
 }
 
 func TestFaultyWrites(t *testing.T) {
-	now, then := State{Trial, slotB, 2}, State{Committed, slotB, 0}
+	now, then := trial(slotB, 2), whole(slotB, true)
 	wants := map[string]error{"": nil, "error": errPlanted, "lost": ErrReadBack, "open": errPlanted, "torn": ErrReadBack}
 	for a, wantA := range wants {
 		for b, wantB := range wants {
@@ -93,7 +93,7 @@ func TestFaultyWrites(t *testing.T) {
 
 // TestUnreadableAfterWrite: a copy that cannot be read back is no success.
 func TestUnreadableAfterWrite(t *testing.T) {
-	s := both(t, 7, State{Trial, slotB, 2})
+	s := both(t, 7, trial(slotB, 2))
 	plant(s, [2]string{"unreadable", ""})
 	if err := s.Commit(slotB); !errors.Is(err, errPlanted) || !errors.Is(err, ErrOneCopy) {
 		t.Errorf("Commit: %v", err)
@@ -103,7 +103,7 @@ func TestUnreadableAfterWrite(t *testing.T) {
 // TestWorseCopyIsWrittenFirst: with one good copy, a cut in the first write must
 // not touch it.
 func TestWorseCopyIsWrittenFirst(t *testing.T) {
-	now := State{Trial, slotB, 2}
+	now := trial(slotB, 2)
 	good := block(t, 7, now)
 	for name, c := range map[string]struct {
 		a, b  []byte

@@ -14,26 +14,80 @@ import (
 	"github.com/kapernikov/osctl/pkg/grubenv"
 )
 
-// TestGrubCannotStartTheSlot: the next candidate is booted, a trial ends.
-func TestGrubCannotStartTheSlot(t *testing.T) {
+// TestGrubCannotStart: what a rung names cannot be started. A trial ends; else the
+// next best is booted, and where there is no rescue the ladder begins again.
+func TestGrubCannotStart(t *testing.T) {
 	needTools(t)
 	t.Parallel()
 	m := newMachine(t, "ab")
-	for _, st := range states() {
-		slot, then := Next(st)
-		restore := m.unbootable(slot)
-		if then.Phase == Trial {
-			then = then.fallenBack()
+	at := func(slot device.Slot, kind string) device.Boot { return device.Boot{Slot: slot, Kind: kind} }
+	none := device.Boot{}
+	for name, c := range map[string]struct {
+		now  State
+		gone []device.Slot
+		want device.Boot
+		then State
+	}{
+		"trial":                    {trial(slotB, 2), []device.Slot{slotB}, at(slotA, KindFallback), fellBack(slotA).on(RungSlot, 2, false)},
+		"last try":                 {trial(slotB, 1), []device.Slot{slotB}, at(slotA, KindFallback), fellBack(slotA).on(RungSlot, 2, false)},
+		"trial and proven":         {trial(slotB, 2), []device.Slot{slotB, slotA}, at(RescueSlot, KindRescue), fellBack(slotA).on(RungSlot, 2, false)},
+		"proven after a trial":     {trial(slotB, 0), []device.Slot{slotA}, at(RescueSlot, KindRescue), fellBack(slotA).on(RungSlot, 2, false)},
+		"that, without rescue":     {trial(slotB, 0), []device.Slot{slotA, RescueSlot}, at(slotB, KindOther), fellBack(slotA).on(RungSlot, 2, false)},
+		"committed":                {whole(slotA, true), []device.Slot{slotA}, at(slotB, KindOther), whole(slotA, true).on(RungSlot, 2, true)},
+		"committed, none other":    {whole(slotA, false), []device.Slot{slotA}, at(RescueSlot, KindRescue), whole(slotA, false).on(RungSlot, 2, false)},
+		"that, without rescue too": {whole(slotA, false), []device.Slot{slotA, RescueSlot}, at(slotB, KindOther), whole(slotA, false).on(RungSlot, 2, false)},
+		"pristine":                 {whole(slotB, true).on(RungPristine, 2, true), []device.Slot{slotB}, at(slotA, KindOther), whole(slotB, true).on(RungPristine, 1, true)},
+		"other":                    {whole(slotB, true).on(RungOther, 2, true), []device.Slot{slotA}, at(RescueSlot, KindRescue), whole(slotB, true).on(RungOther, 1, true)},
+		"other and rescue":         {whole(slotB, true).on(RungOther, 2, true), []device.Slot{slotA, RescueSlot}, at(slotB, KindCommitted), whole(slotB, true).on(RungOther, 1, true)},
+		"rescue":                   {whole(slotB, true).on(RungRescue, 0, true), []device.Slot{RescueSlot}, at(slotB, KindCommitted), whole(slotB, true).on(RungSlot, 2, true)},
+		"rescue, at the last step": {whole(slotB, false).on(RungPristine, 0, false), []device.Slot{RescueSlot}, at(slotB, KindCommitted), whole(slotB, false).on(RungSlot, 2, false)},
+		"rescue after a fall back": {fellBack(slotB).on(RungRescue, 0, false), []device.Slot{RescueSlot}, at(slotB, KindFallback), fellBack(slotB).on(RungSlot, 2, false)},
+		"rescue and committed":     {whole(slotB, false).on(RungRescue, 0, false), []device.Slot{RescueSlot, slotB}, at(slotA, KindOther), whole(slotB, false).on(RungSlot, 2, false)},
+		"everything":               {whole(slotB, true), places(), none, whole(slotB, true).on(RungSlot, 2, true)},
+	} {
+		var restore []func()
+		for _, slot := range c.gone {
+			restore = append(restore, m.unbootable(slot))
 		}
-		data := block(t, 7, then)
-		m.setBoth(block(t, 7, st))
-		m.check(fmt.Sprintf("%v, unbootable", st), expectation{slot.Other(), "fallback", [2][]byte{data, data}})
-		restore()
+		m.setBoth(block(t, 7, c.now))
+		data := block(t, 7, c.then)
+		m.check(name, expectation{c.want, [2][]byte{data, data}})
+		for _, f := range restore {
+			f()
+		}
 	}
-	restore := m.unbootable(slotA)
-	defer restore()
-	m.setBoth(nil)
-	m.check("slot A unbootable, no state", expectation{slot: slotB, kind: "unsaved"})
+	for _, c := range []struct {
+		gone []device.Slot
+		want device.Boot
+	}{
+		{nil, at(slotA, KindUnsaved)}, {[]device.Slot{slotA}, at(slotB, KindUnsaved)}, {[]device.Slot{slotA, slotB}, at(RescueSlot, KindRescue)},
+	} {
+		for _, slot := range c.gone {
+			defer m.unbootable(slot)()
+		}
+		m.setBoth(nil)
+		m.check(fmt.Sprintf("no state, %v gone", c.gone), expectation{boot: c.want})
+	}
+}
+
+// TestGrubNeverLoops: without a rescue system, boots that never come up visit each
+// rung again and again, and none for longer than its tries.
+func TestGrubNeverLoops(t *testing.T) {
+	needTools(t)
+	t.Parallel()
+	m := newMachine(t, "ab")
+	m.unbootable(RescueSlot)
+	m.setBoth(block(t, 7, whole(slotA, true)))
+	var way []string
+	for range 20 {
+		r := m.boot()
+		way = append(way, r.booted().Kind)
+	}
+	want := []string{"committed", "committed", "committed", "pristine", "pristine", "pristine", "other", "other", "other",
+		"committed", "committed", "committed", "pristine", "pristine", "pristine", "other", "other", "other", "committed", "committed"}
+	if diff := cmp.Diff(want, way); diff != "" {
+		t.Errorf("kinds of boots (-want +got):\n%s", diff)
+	}
 }
 
 // TestGrubStartFails: the kernel loads and does not start.
@@ -42,14 +96,14 @@ func TestGrubStartFails(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t, "ab")
 	m.kernels = "true" // and so "boot" fails, as nothing is loaded
-	m.setBoth(block(t, 7, State{Trial, slotB, 2}))
+	m.setBoth(block(t, 7, trial(slotB, 2)))
 	r := m.boot()
-	want := []string{"(hd0,gpt3)/boot/vmlinuz", "(hd0,gpt2)/boot/vmlinuz", "(hd0,gpt3)/boot/vmlinuz"}
+	want := []string{"(hd0,gpt3)/boot/vmlinuz", "(hd0,gpt2)/boot/vmlinuz", "(hd0,gpt4)/boot/vmlinuz", "(hd0,gpt3)/boot/vmlinuz"}
 	if diff := cmp.Diff(want, r.tried); diff != "" {
 		t.Errorf("kernels that were tried (-want +got):\n%s\n%s", diff, r.output)
 	}
 	wantEnd(t, r)
-	if got := m.get(0, grubenv.Size); !bytes.Equal(got, block(t, 7, State{FellBack, slotA, 0})) {
+	if got := m.get(0, grubenv.Size); !bytes.Equal(got, block(t, 7, fellBack(slotA).on(RungSlot, 2, false))) {
 		t.Errorf("the state afterwards: %s", got)
 	}
 }
@@ -57,7 +111,7 @@ func TestGrubStartFails(t *testing.T) {
 // wantEnd fails unless GRUB gave its reason and restarted, without a prompt.
 func wantEnd(t *testing.T, r result) {
 	t.Helper()
-	if !strings.Contains(r.output, "neither slot of disk 'hd0' can be started; restarting") {
+	if !strings.Contains(r.output, "nothing on disk 'hd0' can be started; restarting") {
 		t.Errorf("GRUB did not say why it restarts:\n%s", r.output)
 	}
 	if strings.Contains(r.output, "grub>") || strings.Contains(r.output, "press") {
@@ -65,62 +119,32 @@ func wantEnd(t *testing.T, r result) {
 	}
 }
 
-// TestGrubNothingToStart: both slots are gone.
+// TestGrubNothingToStart: both slots and rescue are gone.
 func TestGrubNothingToStart(t *testing.T) {
 	needTools(t)
 	t.Parallel()
 	m := newMachine(t, "ab")
-	m.unbootable(slotA)
-	m.unbootable(slotB)
-	m.setBoth(block(t, 7, State{Committed, slotB, 0}))
-	r := m.boot()
-	if want := []string{"(hd0,gpt3)/boot/vmlinuz", "(hd0,gpt2)/boot/vmlinuz"}; !slices.Equal(r.tried, want) || r.cmdline != "" {
-		t.Errorf("tried %q, want %q; booted %q", r.tried, want, r.cmdline)
+	for _, slot := range places() {
+		m.unbootable(slot)
 	}
-	wantEnd(t, r)
+	for _, st := range []State{committed(slotB), whole(slotB, true), committed(slotB).on(RungRescue, 0, true), trial(slotB, 1)} {
+		m.setBoth(block(t, 7, st))
+		r := m.boot()
+		for _, want := range []string{"(hd0,gpt3)/boot/vmlinuz", "(hd0,gpt2)/boot/vmlinuz", "(hd0,gpt4)/boot/vmlinuz"} {
+			if !slices.Contains(r.tried, want) {
+				t.Errorf("%v: tried %q, want %q among it", st, r.tried, want)
+			}
+		}
+		if r.cmdline != "" {
+			t.Errorf("%v: booted %q", st, r.cmdline)
+		}
+		wantEnd(t, r)
+	}
 }
 
 // limitWrites makes writes to the disk beyond an offset fail.
 func (m *machine) limitWrites(offset int64) {
 	m.wrapper = []string{"sh", "-c", fmt.Sprintf(`trap "" XFSZ; ulimit -f %d; exec "$@"`, offset/512), "sh"}
-}
-
-// TestGrubCannotSave: a trial that cannot be paid for is not taken. When one copy
-// can be written, what counts is whether the next boot will find the lowered
-// counter: copy a has the same number and wins.
-func TestGrubCannotSave(t *testing.T) {
-	needTools(t)
-	t.Parallel()
-	garbage := bytes.Repeat([]byte("x"), grubenv.Size)
-	for _, slot := range []device.Slot{slotA, slotB} {
-		for _, tries := range []int{0, 1, 3} {
-			st := State{Trial, slot, tries}
-			next, then := Next(st)
-			kind := map[Phase]string{Trial: "trial", FellBack: "fallback"}[then.Phase]
-			old, lower := block(t, 7, st), block(t, 7, then)
-			for _, c := range []struct {
-				name, order, fail string
-				copies            [2][]byte
-				want              expectation
-			}{
-				{"neither copy", "ab", "ab", [2][]byte{old, old}, expectation{slot.Other(), "unsaved", [2][]byte{old, old}}},
-				{"b only", "ba", "a", [2][]byte{old, old}, expectation{slot.Other(), "unsaved", [2][]byte{old, lower}}},
-				{"a only", "ab", "b", [2][]byte{old, old}, expectation{next, kind, [2][]byte{lower, old}}},
-				{"the good one, b is garbage", "ab", "b", [2][]byte{old, garbage}, expectation{next, kind, [2][]byte{lower, garbage}}},
-				{"not the good a", "ba", "a", [2][]byte{old, garbage}, expectation{slot.Other(), "unsaved", [2][]byte{old, garbage}}},
-				{"not the good b", "ab", "b", [2][]byte{garbage, old}, expectation{slot.Other(), "unsaved", [2][]byte{garbage, old}}},
-			} {
-				m := newMachine(t, c.order)
-				m.limitWrites(espStart)
-				if c.fail != "ab" {
-					m.limitWrites(m.data[strings.Index("ab", c.fail)])
-				}
-				m.set(0, c.copies[0])
-				m.set(1, c.copies[1])
-				m.check(fmt.Sprintf("%v, GRUB can write %s", st, c.name), c.want)
-			}
-		}
-	}
 }
 
 // TestGrubLostWrites: the disk takes the writes and forgets them, so that
@@ -130,7 +154,9 @@ func TestGrubLostWrites(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t, "ab")
 	m.wrapper = []string{"strace", "-o", os.DevNull, "-f", "-P", m.path("disk"), "-e", "trace=write", "-e", "inject=write:retval=512"}
-	data := block(t, 7, State{Trial, slotB, 3})
-	m.setBoth(data)
-	m.check("lost writes", expectation{slotA, "unsaved", [2][]byte{data, data}})
+	for _, st := range []State{trial(slotB, 3), whole(slotA, true), fellBack(slotA), whole(slotA, true).on(RungSlot, 0, true)} {
+		data := block(t, 7, st)
+		m.setBoth(data)
+		m.check(fmt.Sprintf("%v, lost writes", st), expectation{device.Boot{Slot: slotA, Kind: KindUnsaved}, [2][]byte{data, data}})
+	}
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -28,14 +29,14 @@ const (
 	espStart = 1 * mib
 	espSize  = 64 * mib
 	slotSize = 2 * mib
-	diskSize = espStart + espSize + 2*slotSize + mib
+	diskSize = espStart + espSize + 3*slotSize + mib
 )
 
+// places are the partitions that hold systems, in their order on the disk.
+func places() []device.Slot { return []device.Slot{slotA, slotB, RescueSlot} }
+
 func slotStart(name device.Slot) int64 {
-	if name == slotA {
-		return espStart + espSize
-	}
-	return espStart + espSize + slotSize
+	return espStart + espSize + slotSize*int64(slices.Index(places(), name))
 }
 
 // partUUID is the identity of a slot's partition as Linux writes it.
@@ -43,6 +44,8 @@ func partUUID(name device.Slot) string {
 	return map[device.Slot]string{
 		slotA: "aaaaaaaa-0000-4000-8000-00000000000a",
 		slotB: "bbbbbbbb-0000-4000-8000-00000000000b",
+
+		RescueSlot: "dddddddd-0000-4000-8000-00000000000d",
 	}[name]
 }
 
@@ -114,6 +117,7 @@ func newMachine(t *testing.T, order string) *machine {
 		partition(1, "boot", "cccccccc-0000-4000-8000-00000000000c", gpt.EFISystemPartition, espStart, espSize),
 		partition(2, "rootfsA", partUUID(slotA), gpt.LinuxFilesystem, slotStart(slotA), slotSize),
 		partition(3, "rootfsB", partUUID(slotB), gpt.LinuxFilesystem, slotStart(slotB), slotSize),
+		partition(4, "rescue", partUUID(RescueSlot), gpt.LinuxFilesystem, slotStart(RescueSlot), slotSize),
 	}}
 	writable, err := file.New(disk, false).Writable()
 	if err != nil {
@@ -123,7 +127,7 @@ func newMachine(t *testing.T, order string) *machine {
 		t.Fatal(err)
 	}
 	m.makeESP(order)
-	for _, name := range []device.Slot{slotA, slotB} {
+	for _, name := range places() {
 		m.makeSlot(name)
 	}
 	m.makeNote()
@@ -365,15 +369,15 @@ func (m *machine) clearNote() {
 }
 
 // booted reads slot and kind from the kernel's command line.
-func (r result) booted() (device.Slot, string) {
-	var slot, kind string
+func (r result) booted() device.Boot {
+	var b device.Boot
 	for _, field := range strings.Fields(r.cmdline) {
 		if v, ok := strings.CutPrefix(field, "osctl.slot="); ok {
-			slot = v
+			b.Slot = device.Slot(v)
 		}
 		if v, ok := strings.CutPrefix(field, "osctl.boot="); ok {
-			kind = v
+			b.Kind = v
 		}
 	}
-	return device.Slot(slot), kind
+	return b
 }

@@ -73,7 +73,7 @@ func TestGrubModules(t *testing.T) {
 		defined[string(match[1])] = true
 	}
 	seen := 0
-	for _, match := range regexp.MustCompile(`(?m)^\s*(?:(?:if|elif) )?([a-z_]+|\[)(?:[ ;]|$)`).FindAllSubmatch(script, -1) {
+	for _, match := range regexp.MustCompile(`(?m)^\s*(?:(?:if|elif) (?:! )?)?([a-z_]+|\[)(?:[ ;]|$)`).FindAllSubmatch(script, -1) {
 		command := string(match[1])
 		if defined[command] {
 			continue

@@ -76,8 +76,8 @@ func (s *Store) load() loaded {
 		switch {
 		case c.err != nil:
 			l.problems = append(l.problems, Problem{s.paths[i], c.err})
-		case c.size != nil:
-			l.problems = append(l.problems, Problem{s.paths[i], c.size})
+		case c.flaw != nil:
+			l.problems = append(l.problems, Problem{s.paths[i], c.flaw})
 		case c.record != l.record():
 			l.problems = append(l.problems, Problem{s.paths[i], ErrOlder})
 		}
@@ -92,25 +92,34 @@ func (s *Store) Arm(w slot.Written, tries int) error {
 	if !w.Valid() {
 		return fmt.Errorf("arming a trial: %w", ErrNotWritten)
 	}
-	return s.change("arming a trial", func(st State) (State, error) { return st.armed(w.Slot(), tries) })
+	return s.change("arming a trial", func(st State) (State, error) { return st.armed(w.Slot(), tries, false) })
 }
 
 // ArmProven puts a slot on trial that the caller knows to hold a system which was
 // committed once: the way back by hand. It refuses what Arm refuses.
 func (s *Store) ArmProven(target device.Slot, tries int) error {
-	return s.change("arming a trial", func(st State) (State, error) { return st.armed(target, tries) })
+	return s.change("arming a trial", func(st State) (State, error) { return st.armed(target, tries, true) })
 }
 
-// Disarm takes a trial back that has not been booted: booted, the running slot,
-// is committed. To be called before the slot on trial is written again. It
-// changes nothing when no trial is armed, and fails with ErrState when the slot
-// on trial is the one that runs.
+// Disarm makes the slot that does not run free to be written: when it has
+// returned, no copy names that slot or counts on it. A trial that has not been
+// booted is taken back, and the slot is no rung of the ladder. booted, the running
+// slot, is committed afterwards, also where the state named the other one, which
+// GRUB could not use. It fails with ErrState when the slot on trial is the one
+// that runs, and when a failed slot runs that nobody acknowledged.
 func (s *Store) Disarm(booted device.Slot) error {
 	return s.change("disarming the trial", func(st State) (State, error) { return st.disarmed(booted) })
 }
 
-// Commit makes the booted slot the proven one: after a trial, after GRUB had to
-// boot the other slot than the committed one, and when no copy is valid. It fails
+// TakeBack ends a trial that has not been booted, without touching the slot: booted,
+// the running slot, is committed. It fails with ErrState when no such trial waits.
+func (s *Store) TakeBack(booted device.Slot) error {
+	return s.change("taking the trial back", func(st State) (State, error) { return st.takenBack(booted) })
+}
+
+// Commit makes the booted slot the proven one, with all its tries: after a trial,
+// after GRUB had to boot the other slot than the committed one, and when no copy
+// is valid. The slot that was proven before stays a rung of the ladder. It fails
 // with ErrState when the other slot is on trial, or a failure is unacknowledged.
 func (s *Store) Commit(booted device.Slot) error {
 	if _, err := device.ParseSlot(string(booted)); err != nil {
@@ -118,7 +127,7 @@ func (s *Store) Commit(booted device.Slot) error {
 	}
 	err := s.change("committing", func(st State) (State, error) { return st.committed(booted) })
 	if errors.Is(err, ErrUnknown) {
-		return s.put("committing", record{1, State{Phase: Committed, Rootfs: booted}}, 0)
+		return s.put("committing", record{1, whole(booted, false)}, 0)
 	}
 	return err
 }
@@ -136,15 +145,25 @@ func (s *Store) FallBack() error {
 }
 
 // Acknowledge says that the failure of the other slot is on record, durably: the
-// proven slot is committed again. It changes nothing in phase Committed and fails
-// with ErrState on trial.
+// proven slot is committed again, with all its tries. It fails with ErrState on
+// trial.
 func (s *Store) Acknowledge() error {
-	return s.change("acknowledging the failure", func(st State) (State, error) {
-		if st.Phase == Trial {
-			return st.refuse("a trial is under way")
-		}
-		return State{Committed, st.Rootfs, 0}, nil
-	})
+	return s.change("acknowledging the failure", State.acknowledged)
+}
+
+// Settle says that the machine came up: the first rung and all tries are given
+// back, and a damaged copy is repaired. On trial it only repairs; a trial ends by
+// Commit or FallBack.
+func (s *Store) Settle() error {
+	return s.change("settling", func(st State) (State, error) { return st.settled(), nil })
+}
+
+// GiveBack gives the try of this boot back: the machine is shut down in good
+// order before it was settled. booted is what GRUB said of this boot. It changes
+// nothing when GRUB took no try for it, when the tries are complete, and after
+// MaxGiven times without a Settle, Commit or Acknowledge. To be called once a boot.
+func (s *Store) GiveBack(booted device.Boot) error {
+	return s.change("giving the try back", func(st State) (State, error) { return st.returned(booted), nil })
 }
 
 // Repair makes both copies whole and equal again; the state stays. It writes

@@ -130,7 +130,7 @@ func TestOpenRefuses(t *testing.T) {
 }
 
 func TestLoadProblems(t *testing.T) {
-	now, old := State{Trial, slotB, 2}, State{Committed, slotA, 0}
+	now, old := trial(slotB, 2), committed(slotA)
 	good := block(t, 10, now)
 	with := func(from, to string) []byte {
 		data := bytes.Replace(good, []byte(from), []byte(to), 1)
@@ -189,7 +189,7 @@ func TestLoadProblems(t *testing.T) {
 }
 
 func TestFirstCopyWinsATie(t *testing.T) {
-	a, b := State{Trial, slotB, 1}, State{Trial, slotB, 2}
+	a, b := trial(slotB, 1), trial(slotB, 2)
 	s := newStore(t, block(t, 5, a), block(t, 5, b))
 	st, problems, err := s.Load()
 	if err != nil || st != a || len(problems) != 1 || problems[0].Path != s.paths[1] {
@@ -218,23 +218,25 @@ func TestUnknown(t *testing.T) {
 		if err := s.Commit(slotB); err != nil {
 			t.Fatal(err)
 		}
-		wantBoth(t, s, 1, State{Committed, slotB, 0})
+		wantBoth(t, s, 1, committed(slotB))
 	}
 }
 
 func TestStory(t *testing.T) {
-	s := both(t, 1, State{Committed, slotA, 0})
+	s := both(t, 1, committed(slotA))
 	for i, step := range []struct {
 		do   func() error
 		want State
 	}{
-		{func() error { return s.Arm(written(t, slotB), 3) }, State{Trial, slotB, 3}},
-		{func() error { return s.Commit(slotB) }, State{Committed, slotB, 0}},
-		{func() error { return s.ArmProven(slotA, 1) }, State{Trial, slotA, 1}},
-		{s.FallBack, State{FellBack, slotB, 0}},
-		{s.Acknowledge, State{Committed, slotB, 0}},
-		{func() error { return s.Arm(written(t, slotA), 9) }, State{Trial, slotA, 9}},
-		{func() error { return s.Disarm(slotB) }, State{Committed, slotB, 0}},
+		{func() error { return s.Arm(written(t, slotB), 3) }, trial(slotB, 3)},
+		{func() error { return s.Commit(slotB) }, whole(slotB, true)},
+		{func() error { return s.ArmProven(slotA, 2) }, State{Phase: Trial, Rootfs: slotA, Tries: 2, Other: true}},
+		{func() error { return s.TakeBack(slotB) }, whole(slotB, true)},
+		{func() error { return s.ArmProven(slotA, 1) }, State{Phase: Trial, Rootfs: slotA, Tries: 1, Other: true}},
+		{s.FallBack, fellBack(slotB)},
+		{s.Acknowledge, committed(slotB)},
+		{func() error { return s.Arm(written(t, slotA), 9) }, trial(slotA, 9)},
+		{func() error { return s.Disarm(slotB) }, committed(slotB)},
 	} {
 		if err := step.do(); err != nil {
 			t.Fatalf("step %d: %v", i, err)
@@ -250,11 +252,11 @@ func TestRepeatedWritesNothing(t *testing.T) {
 		now State
 		do  func(s *Store) error
 	}{
-		{State{Committed, slotA, 0}, func(s *Store) error { return s.Commit(slotA) }},
-		{State{Committed, slotA, 0}, (*Store).Acknowledge},
-		{State{Committed, slotA, 0}, (*Store).Repair},
-		{State{Committed, slotA, 0}, func(s *Store) error { return s.Disarm(slotA) }},
-		{State{FellBack, slotA, 0}, (*Store).FallBack},
+		{committed(slotA), func(s *Store) error { return s.Commit(slotA) }},
+		{committed(slotA), (*Store).Acknowledge},
+		{committed(slotA), (*Store).Repair},
+		{committed(slotA), func(s *Store) error { return s.Disarm(slotA) }},
+		{fellBack(slotA), (*Store).FallBack},
 	} {
 		s := both(t, 4, c.now)
 		if err := c.do(s); err != nil {
@@ -270,16 +272,16 @@ func TestRefusalsWriteNothing(t *testing.T) {
 		do   func(s *Store) error
 		want error
 	}{
-		{State{Committed, slotA, 0}, func(s *Store) error { return s.Arm(slot.Written{}, 3) }, ErrNotWritten},
-		{State{Committed, slotA, 0}, func(s *Store) error { return s.Arm(written(t, slotA), 3) }, ErrState},
-		{State{Committed, slotA, 0}, func(s *Store) error { return s.ArmProven(slotA, 3) }, ErrState},
-		{State{Committed, slotA, 0}, (*Store).FallBack, ErrState},
-		{State{Trial, slotB, 3}, func(s *Store) error { return s.Arm(written(t, slotB), 3) }, ErrState},
-		{State{Trial, slotB, 3}, func(s *Store) error { return s.Commit(slotA) }, ErrState},
-		{State{Trial, slotB, 3}, func(s *Store) error { return s.Disarm(slotB) }, ErrState},
-		{State{Trial, slotB, 3}, (*Store).Acknowledge, ErrState},
-		{State{FellBack, slotA, 0}, func(s *Store) error { return s.Commit(slotA) }, ErrState},
-		{State{FellBack, slotA, 0}, func(s *Store) error { return s.Arm(written(t, slotB), 3) }, ErrState},
+		{committed(slotA), func(s *Store) error { return s.Arm(slot.Written{}, 3) }, ErrNotWritten},
+		{committed(slotA), func(s *Store) error { return s.Arm(written(t, slotA), 3) }, ErrState},
+		{committed(slotA), func(s *Store) error { return s.ArmProven(slotA, 3) }, ErrState},
+		{committed(slotA), (*Store).FallBack, ErrState},
+		{trial(slotB, 3), func(s *Store) error { return s.Arm(written(t, slotB), 3) }, ErrState},
+		{trial(slotB, 3), func(s *Store) error { return s.Commit(slotA) }, ErrState},
+		{trial(slotB, 3), func(s *Store) error { return s.Disarm(slotB) }, ErrState},
+		{trial(slotB, 3), (*Store).Acknowledge, ErrState},
+		{fellBack(slotA), func(s *Store) error { return s.Commit(slotA) }, ErrState},
+		{fellBack(slotA), func(s *Store) error { return s.Arm(written(t, slotB), 3) }, ErrState},
 	} {
 		s := both(t, 4, c.now)
 		if err := c.do(s); !errors.Is(err, c.want) {
@@ -288,20 +290,20 @@ func TestRefusalsWriteNothing(t *testing.T) {
 		wantBoth(t, s, 4, c.now)
 	}
 	for _, tries := range []int{-1, 0, MaxTries + 1} {
-		s := both(t, 4, State{Committed, slotA, 0})
+		s := both(t, 4, committed(slotA))
 		if err := s.Arm(written(t, slotB), tries); err == nil || !strings.Contains(err.Error(), "want 1 to 9") {
 			t.Errorf("a trial of %d boots: %v", tries, err)
 		}
-		wantBoth(t, s, 4, State{Committed, slotA, 0})
+		wantBoth(t, s, 4, committed(slotA))
 	}
 }
 
 func TestRepair(t *testing.T) {
-	now := State{Trial, slotB, 2}
+	now := trial(slotB, 2)
 	good := block(t, 7, now)
 	for name, bad := range map[string][]byte{
 		"missing": nil, "empty": {}, "garbage": bytes.Repeat([]byte("x"), 1024), "short": good[:300],
-		"long": append(bytes.Clone(good), "\nustate=3\n"...)[:1030], "older": block(t, 6, State{Committed, slotA, 0}),
+		"long": append(bytes.Clone(good), "\nustate=3\n"...)[:1030], "older": block(t, 6, committed(slotA)),
 	} {
 		for i := range 2 {
 			copies := [2][]byte{good, good}
@@ -318,19 +320,19 @@ func TestRepair(t *testing.T) {
 
 // TestRepairMakesTheDirectory: fsck may drop a whole directory of a FAT.
 func TestRepairMakesTheDirectory(t *testing.T) {
-	s := both(t, 7, State{Committed, slotB, 0})
+	s := both(t, 7, committed(slotB))
 	if err := os.RemoveAll(filepath.Dir(s.paths[1])); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Repair(); err != nil {
 		t.Fatal(err)
 	}
-	wantBoth(t, s, 8, State{Committed, slotB, 0})
+	wantBoth(t, s, 8, committed(slotB))
 }
 
 // TestWritesInPlace: the file that GRUB knows stays that file.
 func TestWritesInPlace(t *testing.T) {
-	s := both(t, 1, State{Committed, slotA, 0})
+	s := both(t, 1, committed(slotA))
 	before, err := os.Stat(s.paths[0])
 	if err != nil {
 		t.Fatal(err)
@@ -352,15 +354,15 @@ func TestWritesInPlace(t *testing.T) {
 }
 
 func TestSequenceWraps(t *testing.T) {
-	s := both(t, maxSeq-1, State{Committed, slotA, 0})
+	s := both(t, maxSeq-1, committed(slotA))
 	for _, step := range []struct {
 		do  func() error
 		seq int
 		st  State
 	}{
-		{func() error { return s.Arm(written(t, slotB), 3) }, maxSeq, State{Trial, slotB, 3}},
-		{func() error { return s.Commit(slotB) }, 1, State{Committed, slotB, 0}},
-		{func() error { return s.Arm(written(t, slotA), 3) }, 2, State{Trial, slotA, 3}},
+		{func() error { return s.Arm(written(t, slotB), 3) }, maxSeq, trial(slotB, 3)},
+		{func() error { return s.Commit(slotB) }, 1, whole(slotB, true)},
+		{func() error { return s.Arm(written(t, slotA), 3) }, 2, trial(slotA, 3)},
 	} {
 		if err := step.do(); err != nil {
 			t.Fatal(err)
@@ -381,7 +383,7 @@ func TestCreate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	wantBoth(t, s, 1, State{Committed, slotA, 0})
+	wantBoth(t, s, 1, committed(slotA))
 	if err := Create(paths[0]); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("Create over a copy: %v, want fs.ErrExist", err)
 	}
@@ -389,7 +391,7 @@ func TestCreate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := "# GRUB Environment Block\nseq=1\nustate=0\nrootfs=A\nboot_counter=0\nend=1\n"
+	want := "# GRUB Environment Block\nseq=1\nustate=0\nrootfs=A\nboot_counter=3\nrung=0\nother=0\nend=1\n"
 	if diff := cmp.Diff(want+strings.Repeat("#", 1024-len(want)), string(data)); diff != "" {
 		t.Errorf("InitialBlock (-want +got):\n%s", diff)
 	}

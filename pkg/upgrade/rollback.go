@@ -18,7 +18,7 @@ var ErrNoProvenSlot = errors.New("the other slot holds no system that was commit
 type reverser interface {
 	Load() (boot.State, []boot.Problem, error)
 	ArmProven(target device.Slot, tries int) error
-	Disarm(booted device.Slot) error
+	TakeBack(booted device.Slot) error
 	FallBack() error
 }
 
@@ -67,7 +67,7 @@ func RollBack(m Reversal) (b Back, err error) {
 		err = m.Boot.FallBack()
 	case state.Phase == boot.Trial:
 		b = Back{m.Booted, "the armed trial is taken back"}
-		err = m.Boot.Disarm(m.Booted)
+		err = m.Boot.TakeBack(m.Booted)
 	default:
 		if e := l.Slot(other); e == nil || e.CommittedAt.IsZero() || e.State != ledger.Committed {
 			return Back{}, fmt.Errorf("rolling back: %w: %s", ErrNoProvenSlot, holds(other, e))

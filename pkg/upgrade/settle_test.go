@@ -114,8 +114,9 @@ func (a *after) check(v upgrade.Verdict, err error, action upgrade.Action, state
 }
 
 var (
-	committedA = boot.State{Phase: boot.Committed, Rootfs: device.SlotA}
-	committedB = boot.State{Phase: boot.Committed, Rootfs: device.SlotB}
+	committedA = boot.State{Phase: boot.Committed, Rootfs: device.SlotA, Tries: boot.FullTries}
+	committedB = boot.State{Phase: boot.Committed, Rootfs: device.SlotB, Tries: boot.FullTries, Other: true}
+	fellBackA  = boot.State{Phase: boot.FellBack, Rootfs: device.SlotA, Tries: boot.FullTries}
 )
 
 func TestSettleCommitsAGreenTrial(t *testing.T) {
@@ -139,7 +140,7 @@ func TestSettleCommitsAGreenTrial(t *testing.T) {
 func TestSettleGoesBackFromARedTrial(t *testing.T) {
 	a := newAfter(t, false).arm(0)
 	v, err := a.settle(device.SlotB, "trial")
-	l := a.check(v, err, upgrade.WentBack, boot.State{Phase: boot.FellBack, Rootfs: device.SlotA})
+	l := a.check(v, err, upgrade.WentBack, fellBackA)
 	f := l.FailureOf("sha256:2")
 	if f == nil || !strings.Contains(f.Reason, "web: no task") || l.Floor.Version != "1.0" {
 		t.Errorf("failure %+v, floor %+v", f, l.Floor)
@@ -168,7 +169,7 @@ func TestSettleRecordsAFallBack(t *testing.T) {
 func TestSettleWithATrialThatWasNotTaken(t *testing.T) {
 	a := newAfter(t, true).arm(0)
 	v, err := a.settle(device.SlotA, "committed")
-	l := a.check(v, err, upgrade.Nothing, boot.State{Phase: boot.Trial, Rootfs: device.SlotB, Tries: 3})
+	l := a.check(v, err, upgrade.Nothing, boot.State{Phase: boot.Trial, Rootfs: device.SlotB, Tries: 3, Other: true})
 	if len(l.Failed) != 0 {
 		t.Error("an armed trial counts as failed")
 	}
@@ -251,7 +252,7 @@ func TestRollBack(t *testing.T) {
 		t.Fatal(v, err)
 	}
 	b, err := a.rollBack(device.SlotB)
-	a.check(upgrade.Verdict{}, err, "", boot.State{Phase: boot.Trial, Rootfs: device.SlotA, Tries: 3})
+	a.check(upgrade.Verdict{}, err, "", boot.State{Phase: boot.Trial, Rootfs: device.SlotA, Tries: 3, Other: true})
 	if b.Slot != device.SlotA {
 		t.Errorf("rolled back to %s", b.Slot)
 	}
@@ -264,7 +265,7 @@ func TestRollBack(t *testing.T) {
 	// During a trial of B.
 	a = newAfter(t, true).arm(0)
 	b, err = a.rollBack(device.SlotB)
-	l := a.check(upgrade.Verdict{}, err, "", boot.State{Phase: boot.FellBack, Rootfs: device.SlotA})
+	l := a.check(upgrade.Verdict{}, err, "", fellBackA)
 	if b.Slot != device.SlotA || l.FailureOf("sha256:2") == nil {
 		t.Errorf("rolled back to %s, failures %v", b.Slot, l.Failed)
 	}

@@ -313,7 +313,7 @@ func TestFailuresOnTheWay(t *testing.T) {
 			if _, err := upgrade.Run(ctx, b.machine, b.layout(dir, fault), upgrade.Options{Tries: 3}); !errors.Is(err, broken) {
 				t.Fatalf("error = %v", err)
 			}
-			if want := (boot.State{Phase: boot.Committed, Rootfs: device.SlotA}); b.state() != want {
+			if want := committedA; b.state() != want {
 				t.Errorf("boot state %v, want %v", b.state(), want)
 			}
 			slot := b.slot()
