@@ -5,11 +5,13 @@
 // The order is what makes a cut at any moment harmless:
 //
 //  1. Compare reads the slot and changes nothing.
-//  2. Write zeroes the first segment and syncs: from here on no boot loader and
-//     no kernel finds a file system in the slot.
+//  2. Write zeroes the first segment and syncs, its first block sector after
+//     sector: from here on no boot loader and no kernel finds a file system in the
+//     slot.
 //  3. All other segments that differ are written, synced, read back from the
 //     medium and compared with the digests of the signed config.
-//  4. The first segment is written last, synced and read back.
+//  4. The first segment is written last, its first block sector after sector from
+//     the end, each synced; then it is read back.
 //
 // Blocks of 4 KiB that hold the right bytes already are not written again; that
 // spares the flash and lets an interrupted write go on where it stopped. The

@@ -60,25 +60,38 @@ func (m *Missing) write(ctx context.Context, source Source, sink progress.Sink) 
 	return m.finish(r, wr.first)
 }
 
+// sector is the unit that a disk writes whole, in bytes.
+const sector = 512
+
 // invalidate zeroes the first segment, which holds the superblock of every file
-// system that an image may have, and makes that durable.
+// system that an image may have, and makes that durable. The first block goes sector
+// after sector: a disk may write a part of what it was given, in any order, and a
+// superblock must not outlive what it describes.
 func (m *Missing) invalidate() error {
-	if _, err := m.medium.WriteAt(make([]byte, m.want.length(0)), 0); err != nil {
-		return fmt.Errorf("%w: making it unbootable: %w", ErrMedium, err)
+	zero := make([]byte, m.want.length(0))
+	head := min(blockSize, len(zero))
+	for off := 0; off < head; off += sector {
+		if err := m.writeDurably(zero[off:min(off+sector, head)], off); err != nil {
+			return fmt.Errorf("%w: making it unbootable: %w", ErrMedium, err)
+		}
 	}
-	if err := m.medium.Sync(); err != nil {
+	if err := m.writeDurably(zero[head:], head); err != nil {
 		return fmt.Errorf("%w: making it unbootable: %w", ErrMedium, err)
 	}
 	return nil
 }
 
-// finish writes the first segment, the only one that is still missing.
+// finish writes the first segment, the only one that is still missing, and of that
+// the first block last, in the opposite order.
 func (m *Missing) finish(r *reader, first []byte) (Written, error) {
-	if _, err := m.medium.WriteAt(first, 0); err != nil {
+	head := min(blockSize, len(first))
+	if err := m.writeDurably(first[head:], head); err != nil {
 		return Written{}, fmt.Errorf("%w: making it bootable: %w", ErrMedium, err)
 	}
-	if err := m.medium.Sync(); err != nil {
-		return Written{}, fmt.Errorf("%w: making it bootable: %w", ErrMedium, err)
+	for off := (head - 1) / sector * sector; off >= 0; off -= sector {
+		if err := m.writeDurably(first[off:min(off+sector, head)], off); err != nil {
+			return Written{}, fmt.Errorf("%w: making it bootable: %w", ErrMedium, err)
+		}
 	}
 	// The work is done but for this proof: a signal that comes now is too late.
 	only := func(i int) bool { return i == 0 }
@@ -86,6 +99,17 @@ func (m *Missing) finish(r *reader, first []byte) (Written, error) {
 		return Written{}, err
 	}
 	return Written{slot: m.want.Slot, digest: m.want.Digest}, nil
+}
+
+// writeDurably writes and syncs, unless there is nothing to write.
+func (m *Missing) writeDurably(p []byte, off int) error {
+	if len(p) == 0 {
+		return nil
+	}
+	if _, err := m.medium.WriteAt(p, int64(off)); err != nil {
+		return err
+	}
+	return m.medium.Sync()
 }
 
 // prove refuses a segment that reads back otherwise than it was written.
