@@ -27,6 +27,7 @@ type gateOptions struct {
 	json     bool
 	verbose  bool
 	noReboot bool
+	shutdown bool
 }
 
 func healthCmd(s streams) *cobra.Command {
@@ -53,14 +54,21 @@ func settleCmd(s streams) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "settle",
 		Short: "End a trial: commit it when the gate is green, else go back and reboot",
-		Long: `settle is what osctl-settle.service runs at the end of every boot. On a committed
-system it does nothing.
+		Long: `settle is what osctl-settle.service runs at the end of every boot. A committed
+system that came up gets its tries back; one whose required units do not run is
+restarted on one try less, and GRUB goes down to the next rung when none is left.
 
 ` + exitTable(),
 		Args: exactArgs(0, 0),
-		RunE: func(cmd *cobra.Command, _ []string) error { return runSettle(cmd.Context(), o, s) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if o.shutdown {
+				return runGiveBack(cmd.Context(), o, s)
+			}
+			return runSettle(cmd.Context(), o, s)
+		},
 	}
 	o.add(cmd.Flags())
+	cmd.Flags().BoolVar(&o.shutdown, "shutdown", false, "give the try of this boot back, once: the machine is shut down in good order (what osctl-shutdown.service runs)")
 	cmd.Flags().BoolVar(&o.noReboot, "no-reboot", false, "leave the reboot after a rollback to the caller")
 	return cmd
 }
@@ -117,10 +125,8 @@ func (m *machine) saveReport(r gateReport) error {
 	return atomicfile.Write(m.reportPath(), data, 0o644)
 }
 
-// settleGate is the gate of settle: a red report of this boot's osctl-health
-// stands; otherwise the gate runs (again, and then in seconds), and everything
-// that is ordered before boot-complete.target must have succeeded as well.
-func (m *machine) settleGate(ctx context.Context, b health.Baseline) health.Report {
+// readReport is what osctl-health found on this boot.
+func (m *machine) readReport() (gateReport, error) {
 	var kept gateReport
 	data, err := os.ReadFile(m.reportPath())
 	if err == nil {
@@ -129,6 +135,14 @@ func (m *machine) settleGate(ctx context.Context, b health.Baseline) health.Repo
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		m.log.Warn("the report of osctl-health cannot be read", "error", err)
 	}
+	return kept, err
+}
+
+// settleGate is the gate of settle: a red report of this boot's osctl-health
+// stands; otherwise the gate runs (again, and then in seconds), and everything
+// that is ordered before boot-complete.target must have succeeded as well.
+func (m *machine) settleGate(ctx context.Context, b health.Baseline) health.Report {
+	kept, err := m.readReport()
 	if err == nil && !kept.Green {
 		return kept.Report
 	}
@@ -139,17 +153,32 @@ func (m *machine) settleGate(ctx context.Context, b health.Baseline) health.Repo
 	return health.Run(ctx, options)
 }
 
-func runSettle(ctx context.Context, o gateOptions, s streams) error {
+// openToSettle opens the machine. Its own configuration may be what keeps it from
+// coming up; the ladder has to go on working, so the image's one stands in.
+func (o *gateOptions) openToSettle(s streams) (*machine, error) {
 	m, err := o.open(s)
+	if err != nil && o.config == "" && !errors.Is(err, fs.ErrNotExist) {
+		bad := err
+		o.config = imageConfig
+		if m, err = o.open(s); err == nil {
+			m.log.Error("the image's configuration stands in", "error", bad)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return m, m.err
+}
+
+func runSettle(ctx context.Context, o gateOptions, s streams) error {
+	m, err := o.openToSettle(s)
 	if err != nil {
 		return err
-	}
-	if m.err != nil {
-		return m.err
 	}
 	m.log = logger(s, slog.LevelInfo)
 	v, err := upgrade.Settle(ctx, upgrade.Settlement{
 		Booted: m.booted, Lock: m.lock, Boot: m.boot, Ledger: m.ledger, Gate: m.settleGate, Log: m.log,
+		System: m.lacks, Excuse: m.excuse(), Rescue: hasRescue,
 	})
 	if err != nil && v.Action != upgrade.WentBack {
 		return err
@@ -159,13 +188,21 @@ func runSettle(ctx context.Context, o gateOptions, s streams) error {
 		fmt.Fprintf(s.out, ": %s", v.Reason)
 	}
 	fmt.Fprintln(s.out)
-	if v.Action == upgrade.WentBack && !o.noReboot {
+	switch v.Action {
+	case upgrade.Failed:
+		// This restart is no impatience: its try stays taken.
+		err = errors.Join(err, m.markGiven())
+		if !o.noReboot {
+			err = errors.Join(err, reboot(ctx))
+		}
+	case upgrade.WentBack:
 		// Also when the boot state could not be changed: the next boot takes a try
 		// away, and the last one leads back.
-		return errors.Join(err, reboot(ctx))
-	}
-	if v.Action == upgrade.Unproven {
-		return exitError(exitFailed)
+		if !o.noReboot {
+			err = errors.Join(err, reboot(ctx))
+		}
+	case upgrade.Unproven:
+		err = errors.Join(err, exitError(exitFailed))
 	}
 	return err
 }

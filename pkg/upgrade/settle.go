@@ -19,6 +19,7 @@ type settler interface {
 	Commit(booted device.Slot) error
 	FallBack() error
 	Acknowledge() error
+	Settle() error
 	Repair() error
 }
 
@@ -30,7 +31,16 @@ type Settlement struct {
 	Ledger *ledger.Store
 	// Gate runs the health gate against a baseline.
 	Gate func(ctx context.Context, b health.Baseline) health.Report
-	Log  *slog.Logger
+	// System says what the system itself lacks to have come up: which of the units
+	// that its image requires do not run; empty when nothing. Workloads are no part
+	// of it.
+	System func(ctx context.Context) string
+	// Excuse names what is wrong with the machine rather than with the system, and
+	// so no other rung of the ladder would cure; empty when nothing.
+	Excuse string
+	// Rescue reports whether there is a rescue system to come down to.
+	Rescue func() bool
+	Log    *slog.Logger
 }
 
 // Action is what Settle did.
@@ -43,6 +53,7 @@ const (
 	WentBack     Action = "rolled back" // the machine must reboot now
 	Acknowledged Action = "recorded the fall back"
 	Unproven     Action = "not committed"
+	Failed       Action = "did not come up" // the machine must reboot now, on one try less
 )
 
 // Verdict is the outcome of Settle.
@@ -55,7 +66,9 @@ type Verdict struct {
 
 // Settle ends a boot: a trial is committed when the gate is green, or its failure
 // is recorded and the boot state goes back; a fall back that GRUB made is
-// recorded. The caller reboots when the verdict says WentBack.
+// recorded. A proven system that came up gets all its tries back; one whose own
+// units do not run does not, and GRUB goes down the ladder. The caller reboots
+// when the verdict says WentBack or Failed.
 //
 // What is recorded comes before what is changed, except at a commit, where the
 // floor rises only after the boot state holds. A ledger that cannot be written
@@ -78,22 +91,105 @@ func Settle(ctx context.Context, m Settlement) (v Verdict, err error) {
 	switch {
 	case unknown:
 		return m.adopt(ctx, "no copy of the boot state was valid")
-	case state.Phase == boot.FellBack:
-		return m.acknowledge(state)
 	case state.Phase == boot.Trial && booted == state.Rootfs:
 		return m.judge(ctx)
-	case state.Phase == boot.Trial && m.Booted.Kind == "unsaved":
+	case state.Phase == boot.Trial && m.Booted.Kind == boot.KindUnsaved:
 		return m.refuseTrial(state)
 	case state.Phase == boot.Trial:
 		return Verdict{Action: Nothing, Slot: state.Rootfs, Reason: "slot " + string(state.Rootfs) + " is armed; it starts at the next boot"}, nil
+	case state.Phase == boot.FellBack && booted != state.Rootfs && m.Booted.Kind != boot.KindOther:
+		// The failed system still runs: the reboot is yet to come.
+		return m.acknowledge(state)
+	}
+	if lacks := m.System(ctx); lacks != "" && ctx.Err() == nil {
+		if v, down := m.giveUp(state, lacks); down {
+			return v, nil
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return Verdict{}, err
+	}
+	switch {
+	case state.Phase == boot.FellBack && booted == state.Rootfs:
+		return m.acknowledge(state)
+	case state.Phase == boot.FellBack:
+		if v, err := m.acknowledge(state); err != nil {
+			return v, err
+		}
+		return m.adopt(ctx, fmt.Sprintf("slot %s could not be started", state.Rootfs))
+	case booted != state.Rootfs && m.Booted.Kind == boot.KindOther && state.Other:
+		return m.takeOver(state)
 	case booted != state.Rootfs:
 		return m.adopt(ctx, fmt.Sprintf("slot %s could not be started", state.Rootfs))
 	}
-	// Committed, and running. A cut between the commit and the ledger is mended here.
-	if err := errors.Join(m.record(booted), m.Boot.Repair()); err != nil {
-		return Verdict{}, err
+	return m.settle()
+}
+
+// settle ends the boot of the committed slot: it gets everything back. A cut
+// between a commit and the ledger is mended here.
+func (m Settlement) settle() (Verdict, error) {
+	booted := m.Booted.Slot
+	v := Verdict{Action: Nothing, Slot: booted, Reason: "slot " + string(booted) + " is committed"}
+	if m.Booted.Kind == boot.KindPristine {
+		v.Reason += ", and runs with a pristine /etc: with its own it did not come up"
+		m.note("pristine", "the system did not come up with the /etc of this machine"+m.lastReason())
 	}
-	return Verdict{Action: Nothing, Slot: booted, Reason: "slot " + string(booted) + " is committed"}, nil
+	return v, errors.Join(m.record(booted), mild(m.Log, m.Boot.Settle()))
+}
+
+// takeOver commits the other slot, which was committed before, after the slot that
+// the boot state names has not come up on any of its rungs.
+func (m Settlement) takeOver(state boot.State) (Verdict, error) {
+	booted := m.Booted.Slot
+	v := Verdict{Action: Kept, Slot: booted, Reason: fmt.Sprintf("slot %s did not come up", state.Rootfs) + m.lastReason()}
+	if err := mild(m.Log, m.Boot.Commit(booted)); err != nil {
+		return v, err
+	}
+	m.note("adopted", v.Reason)
+	return v, m.record(booted)
+}
+
+// giveUp leaves a proven system whose own units do not run to the ladder: its try
+// stays taken. It does not where that leads nowhere: where GRUB does not count,
+// where the cause is not the system, and where nothing stands below. A machine
+// that can still be reached is better than one that restarts for ever.
+func (m Settlement) giveUp(state boot.State, lacks string) (Verdict, bool) {
+	last := state.Rung == boot.RungOther || state.Rung == boot.RungPristine && !state.Other
+	switch {
+	case m.Booted.Kind == boot.KindUnsaved:
+		m.Log.Error("the system did not come up, and GRUB cannot count that", "reason", lacks)
+	case m.Excuse != "":
+		m.Log.Error("the system did not come up, for want of something else", "reason", lacks, "cause", m.Excuse)
+	case last && !m.Rescue():
+		m.Log.Error("the system did not come up, and nothing is left to go down to", "reason", lacks)
+	default:
+		m.note("not up", lacks)
+		return Verdict{Action: Failed, Slot: m.Booted.Slot, Reason: lacks}, true
+	}
+	return Verdict{}, false
+}
+
+// note adds to the history, which may be lost.
+func (m Settlement) note(kind, reason string) {
+	err := m.Ledger.Update(func(l *ledger.Ledger) error {
+		l.Add(ledger.Event{At: time.Now().UTC(), Kind: kind, Slot: m.Booted.Slot, Reason: reason})
+		return nil
+	})
+	if err != nil {
+		m.Log.Warn("the history is not kept", "event", kind, "reason", reason, "error", err)
+	}
+}
+
+// lastReason is why the boot before did not come up, if it could tell.
+func (m Settlement) lastReason() string {
+	l, err := m.Ledger.Load()
+	if err != nil || len(l.History) == 0 {
+		return ""
+	}
+	if last := l.History[len(l.History)-1]; last.Kind == "not up" {
+		return ": " + last.Reason
+	}
+	return ""
 }
 
 // judge asks the gate about the system on trial.

@@ -25,6 +25,10 @@ type after struct {
 	green  bool
 	asked  []health.Baseline
 	lock   string
+	envs   [2]string
+	// lacks, excuse and rescue are what Settle is told of the machine.
+	lacks, excuse string
+	rescue        bool
 }
 
 // newAfter makes a machine with 1.0 committed in A and 1.1 staged in B.
@@ -39,6 +43,7 @@ func newAfter(t *testing.T, green bool) *after {
 		}
 	}
 	var err error
+	a.envs = envs
 	if a.boot, err = boot.Open(envs); err != nil {
 		t.Fatal(err)
 	}
@@ -58,35 +63,33 @@ func newAfter(t *testing.T, green bool) *after {
 	return a
 }
 
-// arm puts B on trial and plays GRUB for as many boots.
+// arm puts B on trial and lets GRUB boot as many times.
 func (a *after) arm(boots int) *after {
 	a.t.Helper()
 	if err := a.boot.ArmProven(device.SlotB, 3); err != nil {
 		a.t.Fatal(err)
 	}
-	for range boots {
-		s, _, err := a.boot.Load()
-		if err != nil {
-			a.t.Fatal(err)
-		}
-		if _, s = boot.Next(s); s.Phase == boot.FellBack {
-			if err := a.boot.FallBack(); err != nil {
-				a.t.Fatal(err)
-			}
-		}
-	}
+	a.down(boots)
 	return a
 }
 
 func (a *after) settle(booted device.Slot, kind string) (upgrade.Verdict, error) {
 	return upgrade.Settle(ctx, upgrade.Settlement{
 		Booted: device.Boot{Slot: booted, Kind: kind}, Boot: a.boot, Ledger: a.ledger, Log: slog.New(slog.DiscardHandler), Lock: a.take,
+		System: func(context.Context) string { return a.lacks }, Excuse: a.excuse, Rescue: func() bool { return a.rescue },
 		Gate: func(_ context.Context, b health.Baseline) health.Report {
 			a.asked = append(a.asked, b)
 			r := health.Report{Green: a.green, Checks: []health.Check{{Kind: health.KindWorkload, Name: "web", Required: true, Seen: "no task", Expected: "running", OK: a.green}}}
 			return r
 		},
 	})
+}
+
+func (a *after) write(path, text string) {
+	a.t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		a.t.Fatal(err)
+	}
 }
 
 func (a *after) take() (func() error, error) {
