@@ -27,7 +27,7 @@ tools:
 
 # check is the fast part: no root, no network beyond Go modules.
 check: osctl
-	test -z "$$(gofmt -l cmd pkg test images policy)"
+	test -z "$$(gofmt -l cmd pkg test images policy | tee /dev/stderr)"
 	$(GO) vet $(PACKAGES)
 	$(GO) test -short $(PACKAGES)
 
