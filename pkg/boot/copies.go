@@ -125,9 +125,15 @@ func read(path string) reading {
 	return reading{record: rec}
 }
 
-// overwrite writes the block at once and proves that the medium has it.
+// overwrite writes the block at once and proves that the medium has it. The second
+// sector never changes and is left alone where it is right: what is not written, a
+// cut cannot destroy, and GRUB saves nothing to a copy without its padding.
 func overwrite(m medium, block []byte) error {
-	if _, err := m.WriteAt(block, 0); err != nil {
+	changed := block
+	if old, err := m.ReadBack(); err == nil && len(old) == len(block) && bytes.Equal(old[grubenv.Sector:], block[grubenv.Sector:]) {
+		changed = block[:grubenv.Sector]
+	}
+	if _, err := m.WriteAt(changed, 0); err != nil {
 		return err
 	}
 	got, err := m.ReadBack()
