@@ -134,17 +134,31 @@ func (r Ref) Release(ctx context.Context) error {
 	return r.source.release(ctx)
 }
 
-// readSmall reads a whole blob of at most limit bytes and checks its digest.
+// readSmall reads a whole blob of at most limit bytes and checks its digest. Where
+// it comes wrong and there is another place to ask, that is asked.
 func readSmall(ctx context.Context, from opener, desc ocispec.Descriptor, limit int64) ([]byte, error) {
-	if desc.Size > limit {
+	if desc.Size < 0 || desc.Size > limit {
 		return nil, fmt.Errorf("%w: %d bytes, the limit is %d", osimage.ErrInvalid, desc.Size, limit)
 	}
-	rc, err := from.open(ctx, plain(desc))
-	if err != nil {
-		return nil, err
+	for {
+		rc, err := from.open(ctx, plain(desc))
+		if err != nil {
+			return nil, err
+		}
+		data, err := readChecked(rc, desc)
+		if err = errors.Join(err, rc.Close()); err == nil {
+			return data, nil
+		}
+		place, ok := rc.(interface{ elsewhere() bool })
+		if ctx.Err() != nil || !ok || !place.elsewhere() {
+			return nil, err
+		}
 	}
-	data, err := io.ReadAll(io.LimitReader(rc, desc.Size+1))
-	if err := errors.Join(err, rc.Close()); err != nil {
+}
+
+func readChecked(r io.Reader, desc ocispec.Descriptor) ([]byte, error) {
+	data, err := io.ReadAll(io.LimitReader(r, desc.Size+1))
+	if err != nil {
 		return nil, err
 	}
 	if int64(len(data)) != desc.Size || digest.FromBytes(data) != desc.Digest {

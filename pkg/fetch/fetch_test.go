@@ -26,8 +26,8 @@ import (
 
 var ctx = context.Background()
 
-// hostile is a registry that can be told to misbehave. It counts what it serves.
-type hostile struct {
+// faulty is a registry that can be told to misbehave. It counts what it serves.
+type faulty struct {
 	*httptest.Server
 	mu    sync.Mutex
 	bytes int64
@@ -37,9 +37,9 @@ type hostile struct {
 	fault   func(w http.ResponseWriter, r *http.Request, next http.Handler) bool
 }
 
-func serve(t *testing.T) *hostile {
+func serve(t *testing.T) *faulty {
 	t.Helper()
-	h := &hostile{}
+	h := &faulty{}
 	next := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
 	h.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h.mu.Lock()
@@ -68,19 +68,19 @@ func serve(t *testing.T) *hostile {
 	return h
 }
 
-func (h *hostile) set(fault func(w http.ResponseWriter, r *http.Request, next http.Handler) bool) {
+func (h *faulty) set(fault func(w http.ResponseWriter, r *http.Request, next http.Handler) bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.fault, h.bytes, h.blobs = fault, 0, 0
 }
 
-func (h *hostile) name(tag string) string {
+func (h *faulty) name(tag string) string {
 	return strings.TrimPrefix(h.URL, "http://") + "/os:" + tag
 }
 
 type counting struct {
 	http.ResponseWriter
-	h     *hostile
+	h     *faulty
 	count bool
 }
 
@@ -108,7 +108,7 @@ func client(t *testing.T, store *Store) *Registry {
 	return r
 }
 
-func push(t *testing.T, h *hostile, img sample.Image, tag string) {
+func push(t *testing.T, h *faulty, img sample.Image, tag string) {
 	t.Helper()
 	key, _, _ := sample.Key(t)
 	if _, err := publish.Push(ctx, img.Signed(t, key), h.name(tag), publish.Options{}); err != nil {

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/core/remotes/docker/config"
@@ -23,7 +23,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kapernikov/osctl/pkg/osimage"
-	"github.com/kapernikov/osctl/pkg/progress"
 )
 
 // attempts is how often one pack is tried; each attempt goes on where the last
@@ -33,6 +32,7 @@ const attempts = 6
 // Registry is a source behind a registry's API.
 type Registry struct {
 	store    *Store
+	wire     *wire
 	resolver remotes.Resolver
 	pause    func(ctx context.Context, attempt int) error
 }
@@ -40,17 +40,27 @@ type Registry struct {
 // NewRegistry fetches through containerd's resolver. hostsDir is a certs.d
 // folder of hosts.toml files, and need not exist.
 func NewRegistry(ctx context.Context, store *Store, hostsDir string) *Registry {
-	options := config.HostOptions{HostDir: config.HostDirFromRoot(hostsDir), Credentials: credentials, UpdateClient: limitClient}
+	w := newWire()
+	options := config.HostOptions{
+		HostDir: config.HostDirFromRoot(hostsDir), UpdateClient: limitClient,
+		Credentials: func(host string) (string, string, error) {
+			user, secret, err := credentials(host)
+			w.keepSecret(secret)
+			return user, secret, err
+		},
+	}
 	return &Registry{
-		store: store, pause: backoff,
-		resolver: docker.NewResolver(docker.ResolverOptions{Hosts: config.ConfigureHosts(ctx, options)}),
+		store: store, wire: w, pause: backoff,
+		resolver: docker.NewResolver(docker.ResolverOptions{Hosts: w.hosts(config.ConfigureHosts(ctx, options))}),
 	}
 }
 
-// limitClient bounds how long a registry may think about an answer.
+// limitClient bounds how long a registry may think about an answer, and the size
+// of its headers. The guard bounds the rest.
 func limitClient(client *http.Client) error {
 	if t, ok := client.Transport.(*http.Transport); ok {
 		t.ResponseHeaderTimeout = time.Minute
+		t.MaxResponseHeaderBytes = 1 << 20
 	}
 	return nil
 }
@@ -77,14 +87,7 @@ func credentials(host string) (string, string, error) {
 
 // backoff waits 1, 2, 4, 8, 16 seconds.
 func backoff(ctx context.Context, attempt int) error {
-	timer := time.NewTimer(time.Second << attempt)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return sleep(ctx, time.Second<<attempt)
 }
 
 // CheckReference fails with ErrReference for what is no reference with a tag or a
@@ -111,19 +114,28 @@ func (r *Registry) Resolve(ctx context.Context, name string) (Ref, error) {
 	}
 	_, desc, err := r.resolver.Resolve(ctx, name)
 	if err != nil {
-		return Ref{}, fmt.Errorf("resolving %s: %w", name, explain(err))
+		return Ref{}, fmt.Errorf("resolving %s: %w", name, r.explain(err))
 	}
 	if asked := spec.Digest(); asked != "" && asked != desc.Digest {
 		return Ref{}, fmt.Errorf("resolving %s: %w: the registry answered with %s", name, ErrRegistry, desc.Digest)
 	}
-	fetcher, err := r.resolver.Fetcher(ctx, name)
-	if err != nil {
-		return Ref{}, fmt.Errorf("%w: %q: %w", ErrReference, name, err)
-	}
-	return Ref{name: name, desc: desc, source: repository{r, spec.Locator, fetcher}}, nil
+	return Ref{name: name, desc: asManifest(desc), source: repository{r, spec}}, nil
 }
 
-// explain turns the library's errors into what a person can act on.
+// asManifest makes sure that what a name leads to is asked for as a manifest,
+// whatever Content-Type the registry gave it: its content says what it is.
+func asManifest(desc ocispec.Descriptor) ocispec.Descriptor {
+	if !images.IsManifestType(desc.MediaType) && !images.IsIndexType(desc.MediaType) {
+		desc.MediaType = ocispec.MediaTypeImageManifest
+	}
+	return desc
+}
+
+// explain turns an error of the library into what a person can act on and may be
+// shown.
+func (r *Registry) explain(err error) error { return r.wire.scrub(explain(err)) }
+
+// explain gives an error of the library its class.
 func explain(err error) error {
 	var status remoteerrors.ErrUnexpectedStatus
 	switch {
@@ -134,10 +146,12 @@ func explain(err error) error {
 	case errors.As(err, &status) && (status.StatusCode == http.StatusUnauthorized || status.StatusCode == http.StatusForbidden),
 		errors.Is(err, docker.ErrInvalidAuthorization), errdefs.IsUnauthorized(err), errdefs.IsPermissionDenied(err):
 		return fmt.Errorf("%w: %w (nerdctl login stores credentials): %w", ErrRegistry, ErrDenied, err)
+	case errors.As(err, &status):
+		// What a registry says must not pass for an error of this machine.
 	case errors.Is(err, unix.ENOSPC), strings.Contains(err.Error(), unix.ENOSPC.Error()):
 		// Over gRPC only the text of the daemon's error arrives.
 		return fmt.Errorf("%w: its file system is full: %w", ErrStore, err)
-	case errdefs.IsUnavailable(err) && !errors.As(err, &status):
+	case errdefs.IsUnavailable(err):
 		return fmt.Errorf("%w: %w", ErrDaemon, err)
 	}
 	return fmt.Errorf("%w: %w", ErrRegistry, err)
@@ -146,186 +160,57 @@ func explain(err error) error {
 // repository is a source at a registry.
 type repository struct {
 	*Registry
-	locator string // registry/repository
-	fetcher remotes.Fetcher
+	spec reference.Spec
 }
 
 func (r repository) open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
-	rc, err := r.fetcher.Fetch(ctx, desc)
+	// One more byte than there should be: it shows that there are too many.
+	ctx, t := withTransfer(ctx, desc.Size+1)
+	rc, err := r.fetch(ctx, desc)
 	if err != nil {
-		return nil, explain(err)
+		return nil, r.explain(err)
 	}
-	return explained{rc}, nil
+	return explained{rc, r, t}, nil
 }
 
+// fetch begins a transfer, from a host that served nothing wrong if there is one.
+func (r repository) fetch(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
+	fetcher, err := r.resolver.Fetcher(ctx, r.spec.String())
+	if err != nil {
+		return nil, err
+	}
+	return fetcher.Fetch(ctx, desc)
+}
+
+// moveOn says that what came in this transfer was wrong, and reports whether
+// another host has not been tried.
+func (r repository) moveOn(t *transfer) bool { return r.wire.moveOn(r.spec.Hostname(), t.host) }
+
 // explained adds the class to errors that show only when a body is read.
-type explained struct{ io.ReadCloser }
+type explained struct {
+	io.ReadCloser
+	r repository
+	t *transfer
+}
 
 func (e explained) Read(p []byte) (int, error) {
 	n, err := e.ReadCloser.Read(p)
 	if err != nil && !errors.Is(err, io.EOF) {
-		err = explain(err)
+		err = e.r.explain(err)
 	}
 	return n, err
 }
 
+func (e explained) elsewhere() bool { return e.r.moveOn(e.t) }
+
 // signatures looks at cosign's tag, with the same credentials as the pull.
 func (r repository) signatures(ctx context.Context, image digest.Digest) ([]ocispec.Descriptor, error) {
-	_, desc, err := r.resolver.Resolve(ctx, r.locator+":"+osimage.SignatureTag(image))
+	_, desc, err := r.resolver.Resolve(ctx, r.spec.Locator+":"+osimage.SignatureTag(image))
 	if errdefs.IsNotFound(err) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, explain(err)
+		return nil, r.explain(err)
 	}
-	return []ocispec.Descriptor{desc}, nil
+	return []ocispec.Descriptor{asManifest(desc)}, nil
 }
-
-func (r repository) blobs(ctx context.Context, image digest.Digest, sink progress.Sink) (osimage.Blobs, error) {
-	lease, err := r.store.hold(ctx, image)
-	if err != nil {
-		return nil, err
-	}
-	return &blobs{repository: r, lease: lease, sink: sink, count: func(int64) {}}, nil
-}
-
-func (r repository) release(ctx context.Context) error { return r.store.release(ctx) }
-
-// blobs are the packs of one image, under a lease.
-type blobs struct {
-	repository
-	lease string
-	sink  progress.Sink
-	count func(int64)
-}
-
-// Expect starts the count for the progress display.
-func (b *blobs) Expect(total int64) {
-	b.count = progress.NewCounter(b.sink, progress.Fetch, total).Add
-}
-
-// Open makes sure that the content store holds the pack, fetching what it lacks,
-// and opens it there. It may be called by several goroutines.
-func (b *blobs) Open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
-	desc = plain(desc)
-	if err := b.ensure(ctx, desc); err != nil {
-		return nil, fmt.Errorf("fetching pack %s: %w", desc.Digest, err)
-	}
-	return b.store.read(ctx, desc)
-}
-
-// ensure fetches with retries. A registry's "no" is final, a broken connection
-// and a busy server are not.
-func (b *blobs) ensure(ctx context.Context, desc ocispec.Descriptor) error {
-	var last error
-	for attempt := range attempts {
-		if attempt > 0 {
-			if err := b.pause(ctx, attempt-1); err != nil {
-				return errors.Join(err, last)
-			}
-		}
-		err := b.fetchOnce(ctx, desc)
-		if err == nil {
-			return nil
-		}
-		last = explain(err)
-		// The context's end also looks like an absent daemon.
-		if final(last) || ctx.Err() != nil {
-			break
-		}
-	}
-	return last
-}
-
-func final(err error) bool {
-	return errors.Is(err, ErrDenied) || errors.Is(err, ErrNotFound) || errors.Is(err, ErrStore) ||
-		errors.Is(err, ErrDaemon) || errors.Is(err, errDigest)
-}
-
-// errDigest says that a complete pack has the wrong content: fetching it again
-// from the same place gives the same.
-var errDigest = errors.New("the content has another digest")
-
-func (b *blobs) fetchOnce(ctx context.Context, desc ocispec.Descriptor) error {
-	ctx, cancel := context.WithCancel(b.store.under(ctx, b.lease))
-	defer cancel()
-	w, err := content.OpenWriter(ctx, b.store.content, content.WithRef(ingest(desc)), content.WithDescriptor(desc))
-	if errdefs.IsAlreadyExists(err) {
-		b.count(desc.Size)
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrStore, err)
-	}
-	defer w.Close() //nolint:errcheck // the commit is what counts
-	status, err := w.Status()
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrStore, err)
-	}
-	if status.Offset < desc.Size {
-		err := b.copy(ctx, w, desc, status.Offset, cancel)
-		if refusedRange(err) {
-			// This registry cannot continue; the next attempt starts at the beginning.
-			return errors.Join(err, w.Close(), b.store.content.Abort(ctx, ingest(desc)))
-		}
-		if err != nil {
-			return err
-		}
-	} else {
-		b.count(status.Offset)
-	}
-	err = w.Commit(ctx, desc.Size, desc.Digest)
-	if errdefs.IsAlreadyExists(err) {
-		return nil
-	}
-	if errdefs.IsFailedPrecondition(err) {
-		// What is there is wrong as a whole; nothing of it may be built upon.
-		return errors.Join(fmt.Errorf("%w: %w", errDigest, err), b.store.content.Abort(ctx, ingest(desc)))
-	}
-	return err
-}
-
-// ingest is the name of a partial download in the content store.
-func ingest(desc ocispec.Descriptor) string { return "osctl-" + desc.Digest.String() }
-
-func refusedRange(err error) bool {
-	var status remoteerrors.ErrUnexpectedStatus
-	return errors.As(err, &status) && status.StatusCode == http.StatusRequestedRangeNotSatisfiable
-}
-
-// copy appends what is missing of the pack to its partial download.
-func (b *blobs) copy(ctx context.Context, w content.Writer, desc ocispec.Descriptor, offset int64, cancel func()) error {
-	rc, err := b.fetcher.Fetch(ctx, desc)
-	if err != nil {
-		return err
-	}
-	defer rc.Close() //nolint:errcheck // read only
-	if offset > 0 {
-		seeker, ok := rc.(io.Seeker)
-		if !ok {
-			return fmt.Errorf("%w: cannot continue a download", ErrRegistry)
-		}
-		if _, err := seeker.Seek(offset, io.SeekStart); err != nil {
-			return err
-		}
-		b.count(offset)
-	}
-	watched := watch(progress.Reader(rc, b.count), stall, cancel)
-	defer watched.stop()
-	// Each write is a round trip to containerd, and each of the packs that are
-	// fetched at a time has such a buffer.
-	buf := make([]byte, 512<<10)
-	n, err := io.CopyBuffer(onlyWriter{w}, io.LimitReader(watched, desc.Size-offset), buf)
-	if err == nil && n < desc.Size-offset {
-		err = io.ErrUnexpectedEOF
-	}
-	if err != nil {
-		// The bytes are counted again by the next attempt.
-		b.count(-(offset + n))
-		return watched.explain(err)
-	}
-	return nil
-}
-
-// onlyWriter hides the writer's other methods from io.Copy.
-type onlyWriter struct{ io.Writer }

@@ -1,0 +1,357 @@
+// Package hostile is a registry that serves real OS artifacts over real HTTP and
+// misbehaves on command: for a kind of request, for the nth of them, at any byte.
+//
+// It knows what the right answer to a request is, computes it, and lets a Fault
+// change it before it goes out. It counts what it was asked for and what it sent.
+// It promises nothing about what a client does with that: the tests do.
+package hostile
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/kapernikov/osctl/pkg/osimage"
+)
+
+// Kind is what a request is for.
+type Kind string
+
+// The kinds. Tag is the manifest of an image asked for by its tag, Manifest the
+// same by its digest; SignatureTag and Signature are those of its signatures.
+const (
+	Tag          Kind = "tag"
+	Manifest     Kind = "manifest"
+	Config       Kind = "config"
+	Pack         Kind = "pack"
+	SignatureTag Kind = "signature tag"
+	Signature    Kind = "signature manifest"
+	Payload      Kind = "signature payload"
+	Token        Kind = "token"
+	Any          Kind = ""
+)
+
+// Request is one that came in.
+type Request struct {
+	Kind   Kind
+	Method string
+	Digest digest.Digest // of the content that the answer should have
+	Header http.Header
+	// Sent is the number of bytes of the body that went out.
+	Sent int64
+}
+
+// Repository is the only one.
+const Repository = "gateway/os"
+
+// Registry is the server. Its zero value is of no use.
+type Registry struct {
+	*httptest.Server
+	mu       sync.Mutex
+	tags     map[string]ocispec.Descriptor
+	blobs    map[digest.Digest][]byte
+	kinds    map[digest.Digest]Kind
+	rules    []*rule
+	requests []*Request
+	released chan struct{} // closed when held requests may end
+	tokens   *tokens
+}
+
+// rule is a fault and the requests that it is for.
+type rule struct {
+	kind  Kind
+	nth   int // 0 for every request, else the one with this number
+	seen  int
+	fault Fault
+}
+
+// New starts a registry over plain HTTP.
+func New(t testing.TB) *Registry { return start(t, "127.0.0.1:0", false) }
+
+// NewTLS starts a registry with TLS.
+func NewTLS(t testing.TB) *Registry { return start(t, "127.0.0.1:0", true) }
+
+// At starts a registry over plain HTTP at an address.
+func At(t testing.TB, address string) *Registry { return start(t, address, false) }
+
+func start(t testing.TB, address string, tls bool) *Registry {
+	t.Helper()
+	r := &Registry{
+		tags: map[string]ocispec.Descriptor{}, blobs: map[digest.Digest][]byte{}, kinds: map[digest.Digest]Kind{},
+		released: make(chan struct{}),
+	}
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Server = &httptest.Server{Listener: listener, Config: &http.Server{Handler: r, ReadHeaderTimeout: time.Minute}}
+	if tls {
+		r.StartTLS()
+	} else {
+		r.Start()
+	}
+	t.Cleanup(func() {
+		r.Behave()
+		r.CloseClientConnections()
+		r.Close()
+	})
+	return r
+}
+
+// Host is its host and port.
+func (r *Registry) Host() string { return r.Listener.Addr().String() }
+
+// Name is the reference of a tag.
+func (r *Registry) Name(tag string) string { return r.Host() + "/" + Repository + ":" + tag }
+
+// Load serves the image of an OCI layout under a tag, with its signatures, and
+// returns its digest. A tag that is there moves.
+func (r *Registry) Load(t testing.TB, layout, tag string) digest.Digest {
+	t.Helper()
+	var index ocispec.Index
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	readJSON(t, filepath.Join(layout, "index.json"), &index)
+	var image digest.Digest
+	for _, d := range index.Manifests {
+		name := d.Annotations[ocispec.AnnotationRefName]
+		if strings.HasSuffix(name, ".sig") {
+			r.tags[name] = d
+			r.take(t, layout, d, Signature)
+			continue
+		}
+		image = d.Digest
+		r.tags[tag] = d
+		r.take(t, layout, d, Manifest)
+	}
+	return image
+}
+
+// take reads a manifest and what it names.
+func (r *Registry) take(t testing.TB, layout string, d ocispec.Descriptor, kind Kind) {
+	var m ocispec.Manifest
+	readJSON(t, filepath.Join(layout, "blobs/sha256", d.Digest.Encoded()), &m)
+	layer := Pack
+	if kind == Signature {
+		layer = Payload
+	}
+	r.add(t, layout, d.Digest, kind)
+	r.add(t, layout, m.Config.Digest, Config)
+	for _, l := range m.Layers {
+		r.add(t, layout, l.Digest, layer)
+	}
+}
+
+func (r *Registry) add(t testing.TB, layout string, d digest.Digest, kind Kind) {
+	data, err := os.ReadFile(filepath.Join(layout, "blobs/sha256", d.Encoded()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.blobs[d], r.kinds[d] = data, kind
+}
+
+func readJSON(t testing.TB, name string, to any) {
+	t.Helper()
+	data, err := os.ReadFile(name)
+	if err == nil {
+		err = json.Unmarshal(data, to)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Put serves any bytes as a manifest under a tag, and returns their digest.
+func (r *Registry) Put(tag string, data []byte) digest.Digest {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	d := digest.FromBytes(data)
+	r.tags[tag] = ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: d, Size: int64(len(data))}
+	r.blobs[d], r.kinds[d] = data, Manifest
+	if strings.HasSuffix(tag, ".sig") {
+		r.kinds[d] = Signature
+	}
+	return d
+}
+
+// PutBlob serves any bytes as a blob.
+func (r *Registry) PutBlob(kind Kind, data []byte) digest.Digest {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	d := digest.FromBytes(data)
+	r.blobs[d], r.kinds[d] = data, kind
+	return d
+}
+
+// SignatureTag is the tag of the classic signatures of an image.
+func (r *Registry) SignatureTag(image digest.Digest) string { return osimage.SignatureTag(image) }
+
+// Break lets every request of a kind go wrong from now on.
+func (r *Registry) Break(kind Kind, fault Fault) { r.BreakNth(kind, 0, fault) }
+
+// BreakNth lets one request of a kind go wrong, counted from 1 and from now on.
+func (r *Registry) BreakNth(kind Kind, nth int, fault Fault) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.rules = append(r.rules, &rule{kind: kind, nth: nth, fault: fault})
+}
+
+// Behave ends all faults and what they hold back.
+func (r *Registry) Behave() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.rules, r.tokens = nil, nil
+	close(r.released)
+	r.released = make(chan struct{})
+}
+
+// Forget begins to count anew.
+func (r *Registry) Forget() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.requests = nil
+}
+
+// Requests are those since the last Forget.
+func (r *Registry) Requests(kind Kind) []Request {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var list []Request
+	for _, q := range r.requests {
+		if kind == Any || q.Kind == kind {
+			list = append(list, *q)
+		}
+	}
+	return list
+}
+
+// Sent is how many bytes of a kind went out since the last Forget.
+func (r *Registry) Sent(kind Kind) int64 {
+	var n int64
+	for _, q := range r.Requests(kind) {
+		n += q.Sent
+	}
+	return n
+}
+
+// Size is how many bytes the registry holds of a kind.
+func (r *Registry) Size(kind Kind) int64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var n int64
+	for d, data := range r.blobs {
+		if r.kinds[d] == kind {
+			n += int64(len(data))
+		}
+	}
+	return n
+}
+
+// ServeHTTP answers a request: rightly, then changed by the faults.
+func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+	a, q := r.answer(req)
+	r.mu.Lock()
+	r.requests = append(r.requests, q)
+	released := r.released
+	var faults []Fault
+	for _, rule := range r.rules {
+		if rule.kind != Any && rule.kind != q.Kind {
+			continue
+		}
+		rule.seen++
+		if rule.nth == 0 || rule.nth == rule.seen {
+			faults = append(faults, rule.fault)
+		}
+	}
+	r.mu.Unlock()
+	for _, f := range faults {
+		f(a)
+	}
+	a.send(w, req, released, func(n int) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		q.Sent += int64(n)
+	})
+}
+
+// path matches what a client reads of the distribution API.
+func path() *regexp.Regexp {
+	return regexp.MustCompile(`^/v2/` + Repository + `/(manifests|blobs)/([^/]+)$`)
+}
+
+// answer is the right answer to a request.
+func (r *Registry) answer(req *http.Request) (*Answer, *Request) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	q := &Request{Method: req.Method, Header: req.Header.Clone()}
+	a := &Answer{Request: req, Status: http.StatusNotFound, Header: http.Header{}, Declared: right, Cut: whole}
+	m := path().FindStringSubmatch(req.URL.Path)
+	if m == nil {
+		if r.tokens != nil && req.URL.Path == "/token" {
+			q.Kind = Token
+			r.tokens.issue(a)
+		}
+		return a, q
+	}
+	q.Digest = digest.Digest(m[2])
+	if d, ok := r.tags[m[2]]; ok {
+		q.Kind, q.Digest = Tag, d.Digest
+	}
+	if strings.HasSuffix(m[2], ".sig") {
+		q.Kind = SignatureTag
+	}
+	if q.Kind == "" {
+		q.Kind = r.kinds[q.Digest]
+	}
+	if r.tokens != nil && !r.tokens.admits(req) {
+		a.Status = http.StatusUnauthorized
+		a.Header.Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s/token",service="test",scope="repository:%s:pull",error="invalid_token"`, r.URL, Repository))
+		return a, q
+	}
+	data, ok := r.blobs[q.Digest]
+	if !ok {
+		return a, q
+	}
+	a.Status, a.Body = http.StatusOK, data
+	a.Header.Set("Docker-Content-Digest", q.Digest.String())
+	a.Header.Set("Content-Type", "application/octet-stream")
+	if m[1] == "manifests" {
+		a.Header.Set("Content-Type", ocispec.MediaTypeImageManifest)
+	}
+	a.serveRange(req.Header.Get("Range"))
+	return a, q
+}
+
+// serveRange answers "bytes=N-" and "bytes=N-M" as RFC 9110 wants it.
+func (a *Answer) serveRange(value string) {
+	from, to, found := strings.Cut(strings.TrimPrefix(value, "bytes="), "-")
+	if !found {
+		return
+	}
+	size := len(a.Body)
+	first, err := strconv.Atoi(from)
+	last := size - 1
+	if to != "" && err == nil {
+		last, err = strconv.Atoi(to)
+	}
+	if err != nil || first > last || first >= size {
+		a.Status, a.Body = http.StatusRequestedRangeNotSatisfiable, nil
+		return
+	}
+	last = min(last, size-1)
+	a.Status, a.Body = http.StatusPartialContent, a.Body[first:last+1]
+	a.Header.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", first, last, size))
+}
