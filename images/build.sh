@@ -68,9 +68,7 @@ install -m 0755 "$tools"/{containerd,containerd-shim-runc-v2,nerdctl} "$out/usr/
 install -D -m 0644 "$policy" "$out/usr/lib/osctl/policy.yaml"
 install -D -m 0644 -t "$out/usr/lib/osctl/keys" "${keys[@]}"
 
-# GRUB takes the disk that the firmware loaded it from: the prefix has no device.
-mapfile -t modules < <(sed -e 's/#.*//' "$here/grub-modules.txt" | tr -s '[:space:]' '\n' | sed '/^$/d')
-grub-mkimage -O x86_64-efi -p /EFI/BOOT -o "$out/usr/lib/osctl/boot/BOOTX64.EFI" "${modules[@]}"
+"$here/grub-image.sh" "$out/usr/lib/osctl/boot/BOOTX64.EFI"
 
 cat >"$out/usr/lib/os-release" <<-END
 	PRETTY_NAME="osctl reference image $version"

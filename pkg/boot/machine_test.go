@@ -66,6 +66,7 @@ type machine struct {
 	root    string   // GRUB's variable root
 	kernels string   // what "initrd" does: "exit" starts the system, "true" fails to
 	wrapper []string // the command that starts grub-emu
+	script  string   // what grub-emu runs: the prologue
 }
 
 // result is what one boot did.
@@ -100,7 +101,7 @@ func run(t *testing.T, command string, args ...string) {
 // newMachine makes the disk. The copy that order names first lies first.
 func newMachine(t *testing.T, order string) *machine {
 	t.Helper()
-	m := &machine{t: t, dir: t.TempDir(), name: "hd0", root: "hd0,gpt1", kernels: "exit"}
+	m := &machine{t: t, dir: t.TempDir(), name: "hd0", root: "hd0,gpt1", kernels: "exit", script: prologue}
 	disk, err := os.OpenFile(m.path("disk"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		t.Fatal(err)
@@ -323,7 +324,7 @@ source (NAME,gpt1)/EFI/BOOT/grub.cfg
 // boot runs grub.cfg until it starts a kernel or restarts.
 func (m *machine) boot() result {
 	m.t.Helper()
-	script := strings.NewReplacer("KERNELS", m.kernels, "ROOT", m.root, "NAME", m.name).Replace(prologue)
+	script := strings.NewReplacer("KERNELS", m.kernels, "ROOT", m.root, "NAME", m.name).Replace(m.script)
 	m.write("grub.cfg", []byte(script))
 	m.write("device.map", []byte("("+m.name+") "+m.path("disk")+"\n(hd9) "+m.path("disk2")+"\n"))
 	m.clearNote()

@@ -1,6 +1,7 @@
 package boot
 
 import (
+	"bytes"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -61,9 +62,13 @@ func TestGrubModules(t *testing.T) {
 	for _, module := range readModules(t) {
 		add(module)
 	}
-	script, err := os.ReadFile(grubConfig)
-	if err != nil {
-		t.Fatal(err)
+	var script []byte
+	for _, name := range []string{grubConfig, grubFirst} {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		script = append(script, text...)
 	}
 	defined := map[string]bool{}
 	for _, word := range []string{"set", "unset", "return", "function", "for", "fi", "else", "done"} {
@@ -105,13 +110,25 @@ func needGrubMkimage(t *testing.T) {
 	}
 }
 
-// TestGrubMkimage: the list makes a core image.
-func TestGrubMkimage(t *testing.T) {
+// TestGrubImage: the build's script makes an EFI program, the same bytes each time,
+// with its copy of the boot script.
+func TestGrubImage(t *testing.T) {
 	needGrubMkimage(t)
-	image := filepath.Join(t.TempDir(), "BOOTX64.EFI")
-	run(t, "grub-mkimage", append([]string{"-O", "x86_64-efi", "-p", "/EFI/BOOT", "-o", image}, readModules(t)...)...)
-	data, err := os.ReadFile(image)
-	if err != nil || !strings.HasPrefix(string(data), "MZ") {
-		t.Errorf("no EFI program: %v", err)
+	var images [2][]byte
+	for i := range images {
+		image := filepath.Join(t.TempDir(), "BOOTX64.EFI")
+		run(t, "../../images/grub-image.sh", image)
+		data, err := os.ReadFile(image)
+		if err != nil {
+			t.Fatal(err)
+		}
+		images[i] = data
+	}
+	if !bytes.HasPrefix(images[0], []byte("MZ")) || !bytes.Equal(images[0], images[1]) {
+		t.Error("no EFI program, or another one each time")
+	}
+	script, err := os.ReadFile(grubConfig)
+	if err != nil || !bytes.Contains(images[0], script) {
+		t.Errorf("the boot script is not in it: %v", err)
 	}
 }
