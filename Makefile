@@ -10,7 +10,7 @@ SCRIPTS = $(shell git ls-files '*.sh') .ci/run \
 	images/rootfs/usr/lib/osctl/emergency images/debian/usr/lib/osctl/sshd-keygen
 PACKAGES = ./...
 
-.PHONY: all osctl deps tools check lint test demo run bench clean
+.PHONY: all osctl deps tools check lint test crash demo run bench clean
 
 all: osctl
 
@@ -42,6 +42,11 @@ lint:
 # machine, and a test that waits for it should not compete with others.
 test: deps tools osctl lint
 	$(GO) test -p 1 -timeout 80m $(PACKAGES)
+
+# crash cuts the power in every way that the model of docs/crash-states.md permits;
+# make test takes a sample of that.
+crash: deps tools
+	OSCTL_CRASH=all $(GO) test -count=1 -v -timeout 60m ./test/crash/...
 
 demo: deps osctl
 	images/tools/build.sh containerd nerdctl

@@ -1,0 +1,177 @@
+package crash
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/kapernikov/osctl/test/crash/model"
+	"github.com/kapernikov/osctl/test/crash/record"
+)
+
+// seed is that of every random choice.
+const seed = 3
+
+// exhaustive reports whether this is the long run ("make crash").
+func exhaustive() bool { return os.Getenv("OSCTL_CRASH") == "all" }
+
+// bounds are how far each operation is explored.
+func bounds() model.Bounds {
+	if exhaustive() {
+		return model.Bounds{Exhaustive: 8, Samples: 200, Tears: 0, Seed: seed}
+	}
+	return model.Bounds{Exhaustive: 4, Samples: 10, Tears: 8, Seed: seed}
+}
+
+// most is how many different classes of states osctl goes on from, for each
+// operation.
+func most() int {
+	if exhaustive() {
+		return 150
+	}
+	return 5
+}
+
+// recording is what an operation did.
+type recording struct {
+	world *record.World
+	log   record.Log
+}
+
+// record brings a machine to where an operation starts and records it.
+func (s *site) record(o *operation) *recording {
+	s.t.Helper()
+	m := s.newMachine()
+	o.prepare(m)
+	world, base, err := record.Read(m.dir, s.pool, roots()...)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	log, err := world.Run(s.t.Context(), base, m.command(o.on, o.args...))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	// The recorder must have missed nothing.
+	files, after, err := record.Read(m.dir, s.pool, roots()...)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if diff := cmp.Diff(files.Describe(after), world.Describe(log.After)); diff != "" {
+		s.t.Fatalf("%s: what the files hold (-) is not what was recorded (+):\n%s", o.name, diff)
+	}
+	return &recording{world, log}
+}
+
+// tally is what came of the states of one operation.
+type tally struct {
+	model.Counts
+	calls, distinct, classes, converged int
+	failures                            map[error]int
+}
+
+// TestPowerCuts explores every operation.
+func TestPowerCuts(t *testing.T) {
+	s := newSite(t)
+	j := newJudge(s, t)
+	total := tally{failures: map[error]int{}}
+	t.Logf("%-30s %6s %7s %8s %9s | %8s %8s %8s %8s %8s | %9s", "operation", "calls", "pending", "states", "distinct",
+		"bricked", "wrong", "lost", "invar.", "not conv", "continued")
+	for _, o := range operations(s) {
+		began := time.Now()
+		one := j.explore(t, &o, s.record(&o))
+		t.Logf("%-30s %s  %v", o.name, one, time.Since(began).Round(time.Second/10))
+		total.calls += one.calls
+		total.Made += one.Made
+		total.Most = max(total.Most, one.Most)
+		total.distinct += one.distinct
+		total.converged += one.converged
+		for kind, n := range one.failures {
+			total.failures[kind] += n
+		}
+	}
+	t.Logf("%-30s %s", "all", total)
+	t.Logf("GRUB booted %d times", j.boots)
+	if total.distinct == 0 {
+		t.Error("nothing was explored")
+	}
+}
+
+func (y tally) String() string {
+	return fmt.Sprintf("%6d %7d %8d %9d | %8d %8d %8d %8d %8d | %9d", y.calls, y.Most, y.Made, y.distinct,
+		y.failures[errBricked], y.failures[errWrongSlot], y.failures[errLostUpdate], y.failures[errInvariant],
+		y.failures[errNotConverged], y.converged)
+}
+
+// explore judges all states of one operation.
+func (j *judge) explore(t *testing.T, o *operation, r *recording) tally {
+	t.Helper()
+	y := tally{calls: r.log.Calls, failures: map[error]int{}}
+	seen, classes := map[[sha256.Size]byte]bool{}, map[string]bool{}
+	fail := func(c model.Cut, err error) {
+		known := false
+		for _, kind := range []error{errBricked, errWrongSlot, errLostUpdate, errInvariant, errNotConverged} {
+			if errors.Is(err, kind) {
+				known = true
+				if y.failures[kind]++; y.failures[kind] <= 3 {
+					t.Errorf("%s: %v: %v", o.name, c, err)
+				}
+			}
+		}
+		if !known {
+			t.Fatalf("%s: %v: %v", o.name, c, err)
+		}
+	}
+	counts, err := model.Explore(r.log.Base, r.log.Ops, bounds(), func(s model.State, c model.Cut) error {
+		key := s.Hash(r.world.List()...)
+		atEnd := c.Before == "the end"
+		if seen[key] && !atEnd {
+			return nil
+		}
+		if !seen[key] {
+			y.distinct++
+			seen[key] = true
+		}
+		v, err := j.state(o, r, s, atEnd)
+		if err != nil {
+			fail(c, err)
+			return nil
+		}
+		class := j.class(r, s, v)
+		if classes[class] || len(classes) >= most() {
+			return nil
+		}
+		classes[class] = true
+		y.converged++
+		if err := j.converge(o, r, s, v); err != nil {
+			fail(c, err)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	y.Counts, y.classes = counts, len(classes)
+	return y
+}
+
+// class is what osctl can tell a state by: the copies, what it reads of the data
+// partition, and which segments of the slots hold what is wanted.
+func (j *judge) class(r *recording, s model.State, v verdict) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%v %q ", v.booted, v.copies)
+	data := s.Hash(r.world.Nodes["data"])
+	fmt.Fprintf(&b, "%x ", data)
+	after := slots(r.world, r.log.After)
+	for i, slot := range slots(r.world, s) {
+		for c := range slot.Chunks() {
+			fmt.Fprintf(&b, "%t", slot.SameChunk(after[i], c))
+		}
+	}
+	return b.String()
+}

@@ -1,0 +1,334 @@
+package crash
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/kapernikov/osctl/pkg/boot"
+	"github.com/kapernikov/osctl/pkg/ledger"
+	"github.com/kapernikov/osctl/test/crash/grub"
+	"github.com/kapernikov/osctl/test/crash/model"
+	"github.com/kapernikov/osctl/test/crash/record"
+)
+
+// What a state may be found to be. Each is a failure of the test.
+var (
+	errBricked      = errors.New("bricked")
+	errWrongSlot    = errors.New("wrong slot")
+	errLostUpdate   = errors.New("lost update")
+	errInvariant    = errors.New("an invariant is broken")
+	errNotConverged = errors.New("not converged")
+)
+
+// judge boots states with GRUB. What it found once it does not ask again.
+type judge struct {
+	*site
+	grub *grub.Machine
+	// verdicts are GRUB's, by the content of the copies and the slots.
+	verdicts map[[sha256.Size]byte]verdict
+	// startable says, by a slot's content, whether GRUB finds a kernel in it.
+	startable map[[sha256.Size]byte]bool
+	boots     int // of GRUB
+	fast      string
+}
+
+// verdict is one boot: what was started, and the copies afterwards.
+type verdict struct {
+	booted
+	copies [2][]byte
+	output string
+}
+
+func newJudge(s *site, t *testing.T) *judge {
+	t.Helper()
+	g, err := grub.New(s.fastDir(t), s.grubConfig, slotMiB<<20, s.pool.Zeros(slotMiB<<20))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := g.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return &judge{site: s, grub: g, verdicts: map[[sha256.Size]byte]verdict{}, startable: map[[sha256.Size]byte]bool{}, fast: s.fastDir(t)}
+}
+
+// copies are the contents of the copies of the boot state, nil for none.
+func copies(w *record.World, s model.State) [2][]byte {
+	var c [2][]byte
+	for i, name := range []string{"a", "b"} {
+		if n := s.Look(w.Nodes["efi"], "osctl", name, "grubenv"); n != nil {
+			c[i] = append([]byte{}, s.Content(n)...)
+		}
+	}
+	return c
+}
+
+func slots(w *record.World, s model.State) [2]model.Volume {
+	return [2]model.Volume{s.Volume(w.Nodes["A.img"]), s.Volume(w.Nodes["B.img"])}
+}
+
+// boot runs GRUB on these copies and slots.
+func (j *judge) boot(c [2][]byte, v [2]model.Volume) (verdict, error) {
+	h := sha256.New()
+	for i := range c {
+		sum := v[i].Hash()
+		fmt.Fprintf(h, "%x %t %x ", sum, c[i] == nil, c[i])
+	}
+	key := [sha256.Size]byte(h.Sum(nil))
+	if known, ok := j.verdicts[key]; ok {
+		return known, nil
+	}
+	for i := range c {
+		if err := errors.Join(j.grub.SetCopy(i, c[i]), j.grub.SetSlot(i, v[i])); err != nil {
+			return verdict{}, err
+		}
+	}
+	b, err := j.grub.Boot(j.t.Context())
+	if err != nil {
+		return verdict{}, err
+	}
+	j.boots++
+	out := verdict{booted: booted{b.Slot, b.Kind}, output: b.Output}
+	for i := range c {
+		if c[i] != nil {
+			if out.copies[i], err = j.grub.Copy(i, len(c[i])); err != nil {
+				return verdict{}, err
+			}
+		}
+	}
+	j.verdicts[key] = out
+	return out, nil
+}
+
+// bootMachine runs GRUB on the files of a machine, and leaves there what it saved.
+func (j *judge) bootMachine(m machine) (booted, error) {
+	w, s, err := record.Read(m.dir, j.pool, roots()...)
+	if err != nil {
+		return booted{}, err
+	}
+	v, err := j.boot(copies(w, s), slots(w, s))
+	if err != nil {
+		return booted{}, err
+	}
+	return v.booted, m.putCopies(v.copies)
+}
+
+// putCopies writes the copies as GRUB left them.
+func (m machine) putCopies(c [2][]byte) error {
+	for i, name := range []string{"a", "b"} {
+		if c[i] == nil {
+			continue
+		}
+		if err := os.WriteFile(m.path("efi/osctl/"+name+"/grubenv"), c[i], 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// holds says which release a slot holds whole, empty for none.
+func (j *judge) holds(v model.Volume) string {
+	for version, i := range j.images {
+		same := true
+		for c := 0; c < imageMiB && same; c++ {
+			same = v.SameChunk(i.volume, c)
+		}
+		if same {
+			return version
+		}
+	}
+	return ""
+}
+
+// head is how much of a slot is looked at to tell that no boot loader finds a file
+// system in it: the superblocks of all that GRUB knows begin in it, in bytes.
+const head = 128 << 10
+
+// canStart says whether GRUB would find a kernel in a slot. A slot that begins with
+// zeros is asked once for all.
+func (j *judge) canStart(v model.Volume) (bool, error) {
+	key := v.Hash()
+	if bytes.Equal(v.Chunk(0)[:head], make([]byte, head)) {
+		key = sha256.Sum256([]byte("zeros"))
+	}
+	if known, ok := j.startable[key]; ok {
+		return known, nil
+	}
+	if err := j.grub.SetSlot(1, v); err != nil {
+		return false, err
+	}
+	found, err := j.grub.Finds(j.t.Context(), 1)
+	j.boots++
+	j.startable[key] = found
+	return found, err
+}
+
+// state judges one state of an operation that a cut left, and returns what GRUB did
+// with it.
+func (j *judge) state(o *operation, r *recording, s model.State, atEnd bool) (verdict, error) {
+	v := slots(r.world, s)
+	got, err := j.boot(copies(r.world, s), v)
+	if err != nil {
+		return got, err
+	}
+	switch got.booted {
+	case booted{}:
+		return got, fmt.Errorf("%w: GRUB starts nothing: %s", errBricked, got.output)
+	case o.after:
+	case o.before, o.via:
+		if atEnd && o.before != o.after {
+			return got, fmt.Errorf("%w: the command had ended well, and GRUB boots %v", errLostUpdate, got.booted)
+		}
+	default:
+		if got.kind != "unsaved" || !strings.Contains(o.proven, got.slot) {
+			return got, fmt.Errorf("%w: GRUB boots %v: %s", errWrongSlot, got.booted, got.output)
+		}
+	}
+	return got, errors.Join(j.bootable(o, r, v, got.booted), j.books(o, r, s, got.booted))
+}
+
+// bootable holds the invariants about the slots: the running one is untouched (1),
+// nothing incomplete is bootable (2, 3, 8), and something complete boots (4).
+func (j *judge) bootable(o *operation, r *recording, v [2]model.Volume, got booted) error {
+	running := int(o.on.slot[0] - 'A')
+	if v[running].Hash() != slots(r.world, r.log.Base)[running].Hash() {
+		return fmt.Errorf("%w: the running slot was changed", errInvariant)
+	}
+	index := int(got.slot[0] - 'A')
+	release := j.holds(v[index])
+	if release == "" {
+		return fmt.Errorf("%w: slot %s is incomplete, and GRUB boots it as %s", errWrongSlot, got.slot, got.kind)
+	}
+	if release != o.image[got.slot] && (got != o.before || release != o.old) {
+		return fmt.Errorf("%w: slot %s holds %s", errWrongSlot, got.slot, release)
+	}
+	other := v[1-running]
+	if j.holds(other) != "" {
+		return nil
+	}
+	starts, err := j.canStart(other)
+	if err == nil && starts {
+		err = fmt.Errorf("%w: the slot that is written is incomplete, and GRUB would find a kernel in it", errInvariant)
+	}
+	return err
+}
+
+// books holds the invariants about the data partition: the floor rises only at a
+// commit (6), the ledger can be read, and the /etc of a slot that boots is whole.
+func (j *judge) books(o *operation, r *recording, s model.State, got booted) error {
+	n := s.Look(r.world.Nodes["data"], "osctl", ledger.File)
+	if n == nil {
+		return fmt.Errorf("%w: the ledger is gone", errInvariant)
+	}
+	l, err := ledger.Parse(s.Content(n))
+	if err != nil {
+		return fmt.Errorf("%w: %w", errInvariant, err)
+	}
+	if l.Floor.Version != o.floor && (got != o.after || got.kind != "committed") {
+		return fmt.Errorf("%w: the floor is %s, and GRUB boots %v", errInvariant, l.Floor.Version, got)
+	}
+	etc := s.Look(r.world.Nodes["data"], "etc", "B")
+	was, is := r.log.Base.Look(r.world.Nodes["data"], "etc", "B"), r.log.After.Look(r.world.Nodes["data"], "etc", "B")
+	sum := s.Hash(etc)
+	old, whole := sum == r.log.Base.Hash(was), sum == r.log.After.Hash(is)
+	if !whole && (!old || got == o.after && got != o.before) {
+		return fmt.Errorf("%w: the /etc of slot B is neither the old nor the new one", errInvariant)
+	}
+	return nil
+}
+
+// converge lets the machine boot from a state, and osctl go on.
+func (j *judge) converge(o *operation, r *recording, s model.State, v verdict) error {
+	dir, err := os.MkdirTemp(j.fast, "converge")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir) //nolint:errcheck // below the test's folder
+	m := machine{j.site, dir}
+	m.fixed()
+	if err := errors.Join(r.world.Put(s, dir), m.putCopies(v.copies)); err != nil {
+		return err
+	}
+	return m.goOn(j, o, v.booted)
+}
+
+// goOn is the machine after GRUB: the end of the boot, the same command again, until
+// the goal is committed.
+func (m machine) goOn(j *judge, o *operation, now booted) error {
+	const enough = 5
+	for boots := range enough {
+		if o.red && now.slot == "B" {
+			m.gateIsRed()
+		} else {
+			m.remove("run")
+		}
+		if r := m.run(now, settle...); r.code != 0 {
+			return fmt.Errorf("%w: settle on %v: %v", errNotConverged, now, r)
+		}
+		if r := m.run(now, "status"); r.code != 0 {
+			return fmt.Errorf("%w: status on %v: %v", errNotConverged, now, r)
+		}
+		release, err := m.release(j, now.slot)
+		if err != nil {
+			return err
+		}
+		if boots == 0 && o.args[0] != "settle" && (o.always || release != o.goal) {
+			if err := m.again(o, now); err != nil {
+				return err
+			}
+		}
+		if now, err = j.bootMachine(m); err != nil {
+			return err
+		}
+		if release, err = m.release(j, now.slot); err != nil {
+			return err
+		}
+		if release == o.goal && now.kind == "committed" {
+			return m.arrived()
+		}
+	}
+	return fmt.Errorf("%w: after %d boots GRUB boots %v", errNotConverged, enough, now)
+}
+
+// again runs the command once more. A trial that GRUB could not take is remembered
+// as a failure, so it takes --retry.
+func (m machine) again(o *operation, now booted) error {
+	r := m.run(now, o.args...)
+	if r.code == exitRefused && now.kind == "unsaved" {
+		r = m.run(now, append(o.args[:len(o.args):len(o.args)], "--retry")...)
+	}
+	if r.code != 0 {
+		return fmt.Errorf("%w: osctl %v on %v: %v", errNotConverged, o.args[0], now, r)
+	}
+	return nil
+}
+
+// exitRefused is the exit code for an image that may not be installed.
+const exitRefused = 21
+
+// release is what a slot holds whole, by its name; empty for none.
+func (m machine) release(j *judge, slot string) (string, error) {
+	w, s, err := record.Read(m.dir, j.pool, roots()...)
+	if err != nil || slot == "" {
+		return "", err
+	}
+	return j.holds(s.Volume(w.Nodes[slot+".img"])), nil
+}
+
+// arrived checks that the boot state of a machine that has converged is whole.
+func (m machine) arrived() error {
+	store, err := boot.Open([2]string{m.path("efi/osctl/a/grubenv"), m.path("efi/osctl/b/grubenv")})
+	if err != nil {
+		return err
+	}
+	if _, problems, err := store.Load(); err != nil || len(problems) > 0 {
+		return fmt.Errorf("%w: the boot state has problems: %v, %w", errNotConverged, problems, err)
+	}
+	return nil
+}
