@@ -48,6 +48,9 @@ type Config struct {
 	// "console.log" (appended to) and QEMU's messages "qemu.log". It is made if
 	// it does not exist.
 	Dir string
+	// WriteLog, if any, is a file that takes every write to the disk, in order
+	// (package writelog). It is made anew.
+	WriteLog string
 	// Memory is in MiB; zero is 1024.
 	Memory int
 	// Forwards are the ports of the machine that can be reached on 127.0.0.1.
@@ -117,6 +120,11 @@ func (m *Machine) launch(vars string) error {
 	if err != nil {
 		return fmt.Errorf("making QEMU's log: %w", err)
 	}
+	if m.config.WriteLog != "" {
+		if err := os.WriteFile(m.config.WriteLog, nil, 0o600); err != nil {
+			return errors.Join(fmt.Errorf("making the log of writes: %w", err), messages.Close())
+		}
+	}
 	defer messages.Close()
 	monitor, remote, err := newMonitor()
 	if err != nil {
@@ -180,7 +188,7 @@ func (m *Machine) arguments(vars string) []string {
 		"-accel", "tcg,thread=multi,tb-size=512",
 		"-drive", "if=pflash,format=raw,unit=0,readonly=on,file=" + escape(firmwareCode),
 		"-drive", "if=pflash,format=raw,unit=1,file=" + escape(vars),
-		"-drive", "if=none,id=disk,format=raw,file=" + escape(m.config.Disk),
+		"-blockdev", m.disk(),
 		"-device", "virtio-blk-pci,drive=disk",
 		// Without a ROM: nothing boots from this network.
 		"-netdev", network, "-device", "virtio-net-pci,netdev=net,romfile=",
@@ -188,6 +196,19 @@ func (m *Machine) arguments(vars string) []string {
 		"-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
 		"-chardev", "socket,id=monitor,fd=3", "-mon", "chardev=monitor,mode=control",
 	}
+}
+
+// disk is the block device "disk", as JSON.
+func (m *Machine) disk() string {
+	if m.config.WriteLog == "" {
+		return fmt.Sprintf(`{"node-name": "disk", %s}`, rawFile(m.config.Disk))
+	}
+	return fmt.Sprintf(`{"node-name": "disk", "driver": "blklogwrites", "log-sector-size": 512, "file": {%s}, "log": {%s}}`,
+		rawFile(m.config.Disk), rawFile(m.config.WriteLog))
+}
+
+func rawFile(path string) string {
+	return fmt.Sprintf(`"driver": "raw", "file": {"driver": "file", "filename": %q}`, path)
 }
 
 // escape makes a path a value of a QEMU option, where a comma is doubled.
