@@ -68,7 +68,7 @@ func (c closer) Close() error {
 
 const size = 5*osimage.SegmentSize + 4096
 
-func artifact(t *testing.T, change func(pack int, frames []byte) []byte) (osimage.Image, *store) {
+func artifact(t testing.TB, change func(pack int, frames []byte) []byte) (osimage.Image, *store) {
 	t.Helper()
 	s := &store{raw: make([]byte, size), blobs: map[digest.Digest][]byte{}, order: map[digest.Digest]int{}, fail: map[int]error{}}
 	for i := range s.asked {

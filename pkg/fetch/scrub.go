@@ -51,18 +51,19 @@ func (w *wire) scrub(err error) error {
 	if err == nil {
 		return nil
 	}
-	text := regexp.MustCompile(`\?[^\s"]+`).ReplaceAllString(err.Error(), "?…")
+	// First: what is left out in the middle of a secret must not hide it.
+	text := strings.Map(func(r rune) rune {
+		if (unicode.IsControl(r) || unicode.Is(unicode.Cf, r)) && r != '\n' {
+			return -1
+		}
+		return r
+	}, err.Error())
+	text = regexp.MustCompile(`\?[^\s"]+`).ReplaceAllString(text, "?…")
 	w.mu.Lock()
 	for secret := range w.secrets {
 		text = strings.ReplaceAll(text, secret, "…")
 	}
 	w.mu.Unlock()
-	text = strings.Map(func(r rune) rune {
-		if (unicode.IsControl(r) || unicode.Is(unicode.Cf, r)) && r != '\n' {
-			return -1
-		}
-		return r
-	}, text)
 	if len(text) > longestMessage {
 		text = strings.ToValidUTF8(text[:longestMessage], "") + "…"
 	}

@@ -47,7 +47,7 @@ func SignatureLayers(manifest []byte) ([]ocispec.Descriptor, error) {
 	}
 	var layers []ocispec.Descriptor
 	for _, layer := range m.Layers {
-		if layer.MediaType != MediaTypeSignature || layer.Size > MaxPayload || checkDigest(layer.Digest) != nil {
+		if layer.MediaType != MediaTypeSignature || layer.Size < 0 || layer.Size > MaxPayload || checkDigest(layer.Digest) != nil {
 			continue
 		}
 		if len(layers) == MaxSignatures {

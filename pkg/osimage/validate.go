@@ -29,9 +29,17 @@ func (i Image) validate() error {
 		if p.Size <= 0 || p.Size > MaxPack {
 			return fmt.Errorf("pack %d: %d bytes, allowed are 1 to %d", n, p.Size, MaxPack)
 		}
+		if most := packLimit(r.PackSegments[n]); p.Size > most {
+			return fmt.Errorf("pack %d: %d bytes, its %d segments need at most %d", n, p.Size, r.PackSegments[n], most)
+		}
 	}
 	return nil
 }
+
+// packLimit is the size, in bytes, that a pack of so many segments has at most.
+// What does not compress grows by a few bytes for each block of 128 KiB; here a
+// 64th is allowed. So no artifact costs much more than its plain image.
+func packLimit(segments int) int64 { return int64(segments) * (SegmentSize + SegmentSize/64) }
 
 // Validate checks a config by itself: required fields, and sizes and counts
 // that agree with each other.

@@ -1,0 +1,108 @@
+package fetch
+
+import (
+	"archive/tar"
+	"bytes"
+	"errors"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+	"unicode"
+
+	"github.com/kapernikov/osctl/pkg/osimage"
+)
+
+// archiveOf is a tar with these members.
+func archiveOf(f *testing.F, members map[string]string) []byte {
+	f.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for name, text := range members {
+		if err := w.WriteHeader(&tar.Header{Name: name, Size: int64(len(text)), Mode: 0o644, Typeflag: tar.TypeReg}); err != nil {
+			f.Fatal(err)
+		}
+		if _, err := io.WriteString(w, text); err != nil {
+			f.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		f.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// FuzzArchive opens any bytes as an OCI archive, as "upgrade --from" does.
+func FuzzArchive(f *testing.F) {
+	const digest = "sha256:0000000000000000000000000000000000000000000000000000000000000000"
+	index := `{"manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"` + digest + `","size":2}]}`
+	f.Add(archiveOf(f, map[string]string{"index.json": index, "blobs/sha256/" + strings.Repeat("0", 64): "{}"}))
+	f.Add(archiveOf(f, map[string]string{"./index.json": strings.Replace(index, `"size":2`, `"size":-1`, 1)}))
+	f.Add(archiveOf(f, map[string]string{"index.json": strings.Replace(index, `"size":2`, `"size":9223372036854775807`, 1)}))
+	f.Add(archiveOf(f, map[string]string{"index.json": strings.Replace(index, digest, "sha256:../../../../etc/passwd", 1)}))
+	f.Add(archiveOf(f, map[string]string{"../index.json": index}))
+	f.Add([]byte("not a tar"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		name := filepath.Join(t.TempDir(), "os.oci")
+		if err := os.WriteFile(name, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		l, err := OpenLayout(name)
+		if err != nil {
+			if !errors.Is(err, ErrLayout) {
+				t.Errorf("OpenLayout = %v, want ErrLayout", err)
+			}
+			return
+		}
+		defer l.Close() //nolint:errcheck // read only
+		ref, err := l.Resolve(ctx, "")
+		if err != nil {
+			if !errors.Is(err, ErrLayout) {
+				t.Errorf("Resolve = %v, want ErrLayout", err)
+			}
+			return
+		}
+		if _, err := ref.Describe(ctx); err != nil && !errors.Is(err, ErrLayout) && !errors.Is(err, osimage.ErrInvalid) && !errors.Is(err, osimage.ErrNotOS) {
+			t.Errorf("Describe: an error without a class: %v", err)
+		}
+		if _, err := ref.Signatures(ctx); err != nil && !errors.Is(err, ErrLayout) && !errors.Is(err, osimage.ErrInvalid) {
+			t.Errorf("Signatures: an error without a class: %v", err)
+		}
+	})
+}
+
+func FuzzRetryAfter(f *testing.F) {
+	now := time.Unix(1_800_000_000, 0)
+	for _, s := range []string{"", "7", "-7", "4294967295", "99999999999999999999", now.Add(time.Hour).UTC().Format(http.TimeFormat), "soon"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, value string) {
+		if d := retryAfter(value, now); d < 0 {
+			t.Errorf("retryAfter(%q) = %s", value, d)
+		}
+	})
+}
+
+// FuzzScrub holds that no text of a registry brings a secret or a control character
+// to a terminal.
+func FuzzScrub(f *testing.F) {
+	f.Add("Get \"https://store.example.com/b?X-Signature=abc\": no hunter22, no hun\x1bter22 here \x1b[2J\u202e")
+	f.Add(strings.Repeat("hunter22", 1000))
+	f.Fuzz(func(t *testing.T, text string) {
+		w := newWire()
+		w.keepSecret("Bearer hunter22")
+		got := w.scrub(errors.New(text)).Error()
+		if strings.Contains(got, "hunter22") {
+			t.Errorf("%q shows the secret", got)
+		}
+		if i := strings.IndexFunc(got, func(r rune) bool { return r != '\n' && unicode.IsControl(r) }); i >= 0 {
+			t.Errorf("%q has a control character at %d", got, i)
+		}
+		if len(got) > longestMessage+10 {
+			t.Errorf("%d bytes", len(got))
+		}
+	})
+}
