@@ -47,6 +47,7 @@ test: deps tools osctl lint
 # make test takes a sample of that.
 crash: deps tools
 	OSCTL_CRASH=all $(GO) test -count=1 -v -timeout 60m ./test/crash/...
+	OSCTL_EXHAUSTIVE=1 $(GO) test -count=1 -v -timeout 60m -run TestGrubTable ./pkg/boot
 
 demo: deps osctl
 	images/tools/build.sh containerd nerdctl

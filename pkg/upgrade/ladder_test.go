@@ -254,3 +254,46 @@ func TestOddMoments(t *testing.T) {
 		a.check(v, err, upgrade.Kept, want)
 	})
 }
+
+// An upgrade takes the slot that it writes off the ladder first: a state that
+// counts on a slot that is half written would be worth nothing.
+func TestUpgradeTakesTheSlotOffTheLadder(t *testing.T) {
+	b := newBench(t)
+	for _, step := range []func() error{
+		func() error { return b.boot.ArmProven(device.SlotB, 1) }, func() error { return b.boot.Commit(device.SlotB) },
+		func() error { return b.boot.ArmProven(device.SlotA, 1) }, func() error { return b.boot.Commit(device.SlotA) },
+	} {
+		if err := step(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if s := b.state(); !s.Other || s.Rootfs != device.SlotA {
+		t.Fatalf("the machine starts with %v", s)
+	}
+	looked := false
+	open := b.machine.OpenSlot
+	b.machine.OpenSlot = func(s device.Slot) (upgrade.Target, error) {
+		target, err := open(s)
+		return watched{target, func() {
+			looked = true
+			if s := b.state(); s != committedA {
+				t.Fatalf("the slot is written in %v", s)
+			}
+		}}, err
+	}
+	r, err := upgrade.Run(ctx, b.machine, b.layout(next.Signed(t, b.key), nil), upgrade.Options{Tries: 3})
+	if err != nil || r.Outcome != upgrade.Staged || !looked {
+		t.Errorf("%+v, %v; the slot was written: %t", r, err, looked)
+	}
+}
+
+// watched looks before every write.
+type watched struct {
+	upgrade.Target
+	look func()
+}
+
+func (w watched) WriteAt(p []byte, off int64) (int, error) {
+	w.look()
+	return w.Target.WriteAt(p, off)
+}
