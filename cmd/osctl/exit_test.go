@@ -92,13 +92,14 @@ func outcomes() map[string]outcome {
 		"slot.ErrMedium":             {slot.ErrMedium, 50, "dmesg"},
 		"slot.ErrTooSmall":           {slot.ErrTooSmall, 21, "smaller image"},
 		"trust.ErrPolicy":            {trust.ErrPolicy, 20, "correct the policy"},
+		"trust.PolicyError":          {&trust.PolicyError{Field: "keys", Err: errors.New("x")}, 20, "correct the policy"},
 		"trust.Refusal":              {&trust.Refusal{}, 20, ""},
 		"upgrade.ErrNoProvenSlot":    {upgrade.ErrNoProvenSlot, 1, "osctl upgrade"},
 
 		// What is wrong with one copy is a problem in status, and part of ErrUnknown
 		// when it is wrong with both; the rest is a mistake in osctl itself.
 		"boot.ErrFormat": {boot.ErrFormat, 1, ""},
-		"boot.ErrOlder": {boot.ErrOlder, 1, ""}, "boot.ErrSize": {boot.ErrSize, 1, ""}, "boot.ErrTorn": {boot.ErrTorn, 1, ""},
+		"boot.ErrOlder":  {boot.ErrOlder, 1, ""}, "boot.ErrSize": {boot.ErrSize, 1, ""}, "boot.ErrTorn": {boot.ErrTorn, 1, ""},
 		"boot.ErrValue": {boot.ErrValue, 1, ""}, "boot.ErrNotWritten": {boot.ErrNotWritten, 1, ""},
 		"disk.ErrRange": {disk.ErrRange, 1, ""}, "disk.ErrReadOnly": {disk.ErrReadOnly, 1, ""},
 		"grubenv.ErrName": {grubenv.ErrName, 1, ""}, "grubenv.ErrSignature": {grubenv.ErrSignature, 1, ""},

@@ -30,6 +30,8 @@ type installOptions struct {
 	rescue                    string
 	sizeMiB, slotMiB          int64
 	force                     bool
+	// passed are times that have certainly passed on this machine.
+	passed []time.Time
 }
 
 func installCmd(s streams) *cobra.Command {
@@ -65,7 +67,7 @@ the machine that runs.
 	f.StringVar(&o.rescue, "rescue", "", "rescue image (`REF|LAYOUT`) for the rescue partition; without --disk, of this machine")
 	f.StringVar(&o.policy, "policy", "", "policy `file` that the image must satisfy (default "+machinePolicy+", else "+imagePolicy+")")
 	f.StringVar(&o.etc, "etc", "", "`folder` of files that this machine's /etc has beyond the image's (keys, host name, credentials)")
-	f.StringVar(&o.reference, "reference", "", "reference to record as the image's origin (default: REF)")
+	f.StringVar(&o.reference, "reference", "", "reference to record as the image's origin, and to choose the policy's rule by (default: REF)")
 	f.StringVar(&o.hostsDir, "hosts-dir", "/etc/containerd/certs.d", "`folder` of containerd's hosts.toml files")
 	f.Int64Var(&o.sizeMiB, "size", 0, "size in `MiB` of an image file to create")
 	f.Int64Var(&o.slotMiB, "slot-size", layout.Slot/disk.MiB, "size in `MiB` of each slot")
@@ -76,7 +78,9 @@ the machine that runs.
 // imageSource opens a reference or a layout where no containerd runs.
 type imageSource struct {
 	offer fetch.Ref
-	close func() error
+	// reference is what a registry was asked for; empty for a layout.
+	reference string
+	close     func() error
 }
 
 // openSource resolves a layout on disk, or a reference with a content store in
@@ -91,7 +95,7 @@ func openSource(ctx context.Context, name, hostsDir string) (imageSource, error)
 		if err != nil {
 			return imageSource{}, errors.Join(err, layout.Close())
 		}
-		return imageSource{offer, layout.Close}, nil
+		return imageSource{offer, "", layout.Close}, nil
 	}
 	dir, err := os.MkdirTemp("", "osctl-content-*")
 	if err != nil {
@@ -106,7 +110,7 @@ func openSource(ctx context.Context, name, hostsDir string) (imageSource, error)
 	if err != nil {
 		return imageSource{}, errors.Join(err, remove())
 	}
-	return imageSource{offer, remove}, nil
+	return imageSource{offer, name, remove}, nil
 }
 
 // vouched is an image that the policy accepts, where its packs are, and what is
@@ -119,9 +123,10 @@ type vouched struct {
 }
 
 // vouch opens an image, reads its small parts and checks its signatures.
-// reference is what is recorded as its origin; empty means its name.
-func vouch(ctx context.Context, v *trust.Verifier, name, reference, hostsDir string) (_ vouched, err error) {
-	source, err := openSource(ctx, name, hostsDir)
+// reference is what is recorded as its origin, and what the policy decides by;
+// empty means its name.
+func (o installOptions) vouch(ctx context.Context, v *trust.Verifier, name, reference string) (_ vouched, err error) {
+	source, err := openSource(ctx, name, o.hostsDir)
 	if err != nil {
 		return vouched{}, err
 	}
@@ -138,7 +143,11 @@ func vouch(ctx context.Context, v *trust.Verifier, name, reference, hostsDir str
 	if err != nil {
 		return vouched{}, err
 	}
-	verified, err := v.Verify(ctx, img, sigs)
+	asked := reference
+	if asked == "" {
+		asked = source.reference
+	}
+	verified, err := v.Under(circumstances(asked, o.passed...)).Verify(ctx, img, sigs)
 	if err != nil {
 		return vouched{}, err
 	}
@@ -149,7 +158,7 @@ func vouch(ctx context.Context, v *trust.Verifier, name, reference, hostsDir str
 }
 
 func runInstall(ctx context.Context, o installOptions, s streams) (err error) {
-	v, err := verifier(o.policyFiles()...)
+	p, err := loadPolicy(o.policyFiles()...)
 	if err != nil {
 		return err
 	}
@@ -157,7 +166,7 @@ func runInstall(ctx context.Context, o installOptions, s streams) (err error) {
 	if err != nil {
 		return err
 	}
-	image, err := vouch(ctx, v, o.source, o.reference, o.hostsDir)
+	image, err := o.vouch(ctx, p.Verifier, o.source, o.reference)
 	if err != nil {
 		return err
 	}

@@ -19,11 +19,15 @@ const rescueSuffix = "-rescue"
 // vouchRescue opens a rescue image under the policy's own rule for it, and holds
 // that it is one for this product.
 func (o installOptions) vouchRescue(ctx context.Context, product string) (vouched, error) {
-	v, err := rescueVerifier(o.policyFiles()...)
+	p, err := loadPolicy(o.policyFiles()...)
 	if err != nil {
 		return vouched{}, err
 	}
-	image, err := vouch(ctx, v, o.rescue, "", o.hostsDir)
+	v, err := p.rescue()
+	if err != nil {
+		return vouched{}, err
+	}
+	image, err := o.vouch(ctx, v, o.rescue, "")
 	if err != nil {
 		return vouched{}, err
 	}
@@ -66,6 +70,7 @@ func runInstallRescue(ctx context.Context, o installOptions, s streams) (err err
 	if o.policy == "" {
 		o.policy = m.config.Policy
 	}
+	o.passed = m.passed()
 	if m.booted.Slot == device.Rescue {
 		return usageError{errors.New("the rescue system runs, and is not replaced while it does")}
 	}

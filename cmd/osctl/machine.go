@@ -21,7 +21,6 @@ import (
 	"github.com/kapernikov/osctl/pkg/etc"
 	"github.com/kapernikov/osctl/pkg/health"
 	"github.com/kapernikov/osctl/pkg/ledger"
-	"github.com/kapernikov/osctl/pkg/trust"
 	"github.com/kapernikov/osctl/pkg/upgrade"
 	"github.com/kapernikov/osctl/pkg/workload"
 )
@@ -158,49 +157,6 @@ func samePlace(a, b string) bool {
 	return x.Dev == y.Dev && x.Ino == y.Ino || blocks && x.Rdev == y.Rdev
 }
 
-// verifier reads the policy.
-func verifier(files ...string) (*trust.Verifier, error) {
-	p, err := config.LoadPolicy(files...)
-	if err != nil {
-		return nil, policyError{err}
-	}
-	return usable(p.Keys)
-}
-
-// usable checks the keys of a policy.
-func usable(keys []config.Key) (*trust.Verifier, error) {
-	var policy trust.Policy
-	for _, k := range keys {
-		policy.Keys = append(policy.Keys, trust.Key{Name: k.Name, PEM: []byte(k.PEM)})
-	}
-	v, err := trust.New(policy)
-	if err != nil {
-		return nil, policyError{err}
-	}
-	return v, nil
-}
-
-// rescueVerifier is the policy's own rule for the rescue partition.
-func rescueVerifier(files ...string) (*trust.Verifier, error) {
-	p, err := config.LoadPolicy(files...)
-	if err != nil {
-		return nil, policyError{err}
-	}
-	if len(p.Rescue) == 0 {
-		return nil, policyError{errors.New("the policy names no key under rescue, so nothing may be written to the rescue partition")}
-	}
-	return usable(p.Rescue)
-}
-
-func (m *machine) verifier() (*trust.Verifier, error) { return verifier(m.policyFiles()...) }
-
-func (m *machine) policyFiles() []string {
-	if m.config.Policy != "" {
-		return []string{m.config.Policy}
-	}
-	return []string{machinePolicy, imagePolicy}
-}
-
 // containers reads the workloads from containerd.
 func (m *machine) containers() *workload.Reader {
 	return workload.New(m.config.Containerd.Address, m.config.Containerd.Namespace)
@@ -226,12 +182,13 @@ func (m *machine) cloneEtc(_ context.Context, from, to device.Slot) error {
 	return nil
 }
 
-// upgrade is what an upgrade needs of this machine.
-func (m *machine) upgrade() (upgrade.Machine, error) {
+// upgrade is what an upgrade needs of this machine. reference is what it was asked
+// for by; empty for a layout.
+func (m *machine) upgrade(reference string) (upgrade.Machine, error) {
 	if m.err != nil {
 		return upgrade.Machine{}, m.err
 	}
-	v, err := m.verifier()
+	v, err := m.verifier(reference)
 	if err != nil {
 		return upgrade.Machine{}, err
 	}

@@ -122,16 +122,16 @@ func runUpgrade(ctx context.Context, o upgradeOptions, s streams) error {
 	if o.reference == "" && o.from == "" {
 		return usageError{errors.New("no reference: name one, or set reference in osctl.yaml")}
 	}
-	deps, err := m.upgrade()
+	source := source{machine: m, reference: o.reference, imageFlags: o.imageFlags}
+	if err := source.check(); err != nil {
+		return err
+	}
+	deps, err := m.upgrade(source.name())
 	if err != nil {
 		return err
 	}
 	display, err := o.progressFlags.display(s)
 	if err != nil {
-		return err
-	}
-	source := source{machine: m, reference: o.reference, imageFlags: o.imageFlags}
-	if err := source.check(); err != nil {
 		return err
 	}
 	result, err := upgrade.Run(ctx, deps, source.resolve, upgrade.Options{
@@ -169,8 +169,11 @@ func (s *source) check() error {
 	return fetch.CheckReference(s.name())
 }
 
-// name is what the registry is asked for.
+// name is what the registry is asked for; nothing with --from.
 func (s *source) name() string {
+	if s.from != "" {
+		return ""
+	}
 	if s.digest != "" {
 		// The digest says everything; a tag beside it would only be ignored.
 		return repositoryOf(s.reference) + "@" + s.digest

@@ -110,11 +110,11 @@ func (m *machine) record(name device.Slot) (proof.Record, error) {
 
 // prove proves a slot from its record and the medium.
 func (m *machine) prove(ctx context.Context, name device.Slot, sink progress.Sink) (r proof.Record, v proof.Verdict, err error) {
-	verifier, err := m.verifier()
-	if err != nil {
+	if r, err = m.record(name); err != nil {
 		return r, v, err
 	}
-	if r, err = m.record(name); err != nil {
+	verifier, err := m.verifier(r.Reference())
+	if err != nil {
 		return r, v, err
 	}
 	path, err := m.slotPath(name)

@@ -105,6 +105,8 @@ func (d *Duration) UnmarshalYAML(text []byte) error {
 	return nil
 }
 
+func (*Duration) spelling() string { return "a duration such as 30s or 5m" }
+
 // Defaults is the configuration of the reference machine.
 func Defaults() Config {
 	return Config{

@@ -76,6 +76,28 @@ func TestLoadPolicy(t *testing.T) {
 	}
 }
 
+const (
+	keysLine  = "keys: [{name: x, pem: y}]\n"
+	ruleLines = "rules:\n  - name: r\n"
+)
+
+func TestLoadPolicyRules(t *testing.T) {
+	p, err := LoadPolicy(file(t, policyHead+"keys: [{name: x, pem: y, notBefore: 2026-01-01T00:00:00Z, notAfter: 2027-01-01T01:00:00+01:00}]\n"+
+		ruleLines+"    repository: h/os\n    product: gateway\n    keys: [x]\n    threshold: 1\n"+
+		"revoked:\n  keys: [{name: z, pem: w}]\n  digests: [\"sha256:12\"]\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, r := p.Keys[0], p.Rules[0]
+	if time.Time(k.NotBefore).Year() != 2026 || time.Time(k.NotAfter).UTC().Year() != 2027 || r.Repository != "h/os" || r.Product != "gateway" ||
+		r.Keys[0] != "x" || r.Threshold != 1 || p.Revoked.Keys[0].Name != "z" || p.Revoked.Digests[0] != "sha256:12" {
+		t.Errorf("LoadPolicy = %+v", p.Policy)
+	}
+	if p.Line("rules[0].threshold") != 9 || p.Line("rules[1]") != 0 || !strings.Contains(p.Blame("rules[0].keys[0]", errors.New("bad")).Error(), ":8:12: bad") {
+		t.Errorf("lines %d and %d, %v", p.Line("rules[0].threshold"), p.Line("rules[1]"), p.Blame("rules[0].keys[0]", errors.New("bad")))
+	}
+}
+
 func TestLoadPolicyRefuses(t *testing.T) {
 	if _, err := LoadPolicy("/nonexistent"); !errors.Is(err, ErrNoPolicy) {
 		t.Errorf("without a file: %v", err)
@@ -86,8 +108,20 @@ func TestLoadPolicyRefuses(t *testing.T) {
 		"either file or pem":      policyHead + "keys: [{name: x}]\n",
 		"rescue[0]: key x: ":      policyHead + "keys: [{name: x, pem: y}]\nrescue: [{name: x, file: gone.pub}]\n",
 		"no such file":            policyHead + "keys: [{name: x, file: gone.pub}]\n",
-		":3:1: unknown key \"allowUnsigned\"; allowed here: apiVersion, keys, kind, rescue": policyHead + "allowUnsigned: true\nkeys: [{name: x, pem: y}]\n",
-		"kind \"\"": "apiVersion: osctl.kapernikov.com/v1\n",
+		":3:1: unknown key \"allowUnsigned\"; allowed here: apiVersion, keys, kind, rescue, revoked, rules": policyHead + "allowUnsigned: true\nkeys: [{name: x, pem: y}]\n",
+		"kind \"\"":                                                                           "apiVersion: osctl.kapernikov.com/v1\n",
+		":4:8: rules: the list is empty, so":                                                  policyHead + keysLine + "rules:\n",
+		":4:8: rules: the list is empty":                                                      policyHead + keysLine + "rules: []\n",
+		":6:17: rules[0].repository: it is empty":                                             policyHead + keysLine + ruleLines + "    repository:\n",
+		":6:14: rules[0].product: it is empty":                                                policyHead + keysLine + ruleLines + "    product: \"\"\n",
+		":6:16: rules[0].threshold: 0; expected is the number":                                policyHead + keysLine + ruleLines + "    threshold: 0\n",
+		"rules[0].threshold: 0; expected is":                                                  policyHead + keysLine + ruleLines + "    threshold:\n",
+		":6:16: rules[0].threshold: expected is a whole number":                               policyHead + keysLine + ruleLines + "    threshold: two\n",
+		":6:5: unknown key \"tag\"; allowed here: keys, name, product, repository, threshold": policyHead + keysLine + ruleLines + "    tag: x\n",
+		":3:36: keys[0].notAfter: \"2027\" is no time; write":                                 policyHead + "keys: [{name: x, pem: y, notAfter: 2027}]\n",
+		"keys[0].notAfter: expected is a time such as":                                        policyHead + "keys: [{name: x, pem: y, notAfter: [2027]}]\n",
+		"keys[0].notBefore: it has no value":                                                  policyHead + "keys: [{name: x, pem: y, notBefore: }]\n",
+		"revoked.keys[0]: key z: expected is either":                                          policyHead + keysLine + "revoked: {keys: [{name: z}]}\n",
 	} {
 		if _, err := LoadPolicy(file(t, text)); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), want) {
 			t.Errorf("error = %v, want ErrInvalid with %q", err, want)
@@ -100,6 +134,21 @@ func FuzzLoad(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		c := Defaults()
 		if _, err := decode("f", data, &c, "Config"); err != nil && !errors.Is(err, ErrInvalid) {
+			t.Errorf("error of another class: %v", err)
+		}
+	})
+}
+
+func FuzzPolicy(f *testing.F) {
+	f.Add([]byte(policyHead + keysLine + ruleLines + "    keys: [x]\n    threshold: 1\nrevoked: {digests: [a]}\n"))
+	f.Add([]byte(policyHead + "keys: [{name: x, pem: y, notAfter: 2027-01-01T00:00:00Z}]\nrules:\n"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		p := PolicyFile{Path: "f"}
+		var err error
+		if p.document, err = decode("f", data, &p.Policy, "Policy"); err == nil {
+			err = p.check()
+		}
+		if err != nil && !errors.Is(err, ErrInvalid) {
 			t.Errorf("error of another class: %v", err)
 		}
 	})

@@ -5,17 +5,24 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
+
+	"github.com/goccy/go-yaml"
 )
 
 // ErrNoPolicy says that no policy file exists: nothing can be verified, so
 // nothing is installed.
 var ErrNoPolicy = errors.New("there is no policy")
 
-// Policy is policy.yaml: whose signatures count. policy/README.md describes it.
+// Policy is policy.yaml: whose signatures count. policy/README.md describes it;
+// what it means is for package trust.
 type Policy struct {
 	APIVersion string `yaml:"apiVersion"`
 	Kind       string `yaml:"kind"`
 	Keys       []Key  `yaml:"keys"`
+	// Rules are nil if the file has none: then any one of Keys is enough.
+	Rules   []Rule  `yaml:"rules"`
+	Revoked Revoked `yaml:"revoked"`
 	// Rescue are the keys whose signatures count for the rescue partition, and for
 	// nothing else; without any, nothing is accepted there.
 	Rescue []Key `yaml:"rescue"`
@@ -26,35 +33,127 @@ type Key struct {
 	Name string `yaml:"name"`
 	File string `yaml:"file"`
 	PEM  string `yaml:"pem"`
+	// NotBefore and NotAfter are zero where the file has none.
+	NotBefore Time `yaml:"notBefore"`
+	NotAfter  Time `yaml:"notAfter"`
+}
+
+// Rule says which images it is for, and how many of which keys they need.
+type Rule struct {
+	Name       string   `yaml:"name"`
+	Repository string   `yaml:"repository"`
+	Product    string   `yaml:"product"`
+	Keys       []string `yaml:"keys"`
+	// Threshold is 0 where the file has none.
+	Threshold int `yaml:"threshold"`
+}
+
+// Revoked is what no rule can make good.
+type Revoked struct {
+	Keys    []Key    `yaml:"keys"`
+	Digests []string `yaml:"digests"`
+}
+
+// Time is a moment written as in RFC 3339: 2027-06-30T00:00:00Z.
+type Time time.Time
+
+// UnmarshalYAML parses a moment.
+func (t *Time) UnmarshalYAML(text []byte) error {
+	var s string
+	if err := yaml.Unmarshal(text, &s); err != nil {
+		return err
+	}
+	v, err := time.Parse(time.RFC3339, s)
+	if err != nil || v.IsZero() {
+		return fmt.Errorf("%q is no time; write for example 2027-06-30T00:00:00Z", s)
+	}
+	*t = Time(v)
+	return nil
+}
+
+func (*Time) spelling() string { return "a time such as 2027-06-30T00:00:00Z" }
+
+// PolicyFile is a policy with the file that it was read from.
+type PolicyFile struct {
+	Policy
+	// Path is the file's name.
+	Path     string
+	document document
+}
+
+// Blame is an error with the place in the file of a field such as keys[1] or
+// rules[0].threshold, as far down as the file has it.
+func (f PolicyFile) Blame(field string, err error) error {
+	return f.document.blame(f.document.at(field), err)
+}
+
+// Line is the line of a field in the file, from 1; 0 if the file has it nowhere.
+func (f PolicyFile) Line(field string) int {
+	if at := f.document.at(field); f.document.has(field) && at != nil && at.Position != nil {
+		return at.Position.Line
+	}
+	return 0
 }
 
 // LoadPolicy reads the first of the named files that exists, and the key files
 // that it names (relative to its folder). Every key has its PEM afterwards.
-func LoadPolicy(names ...string) (Policy, error) {
-	var p Policy
+func LoadPolicy(names ...string) (PolicyFile, error) {
+	var f PolicyFile
 	name, data, err := first(names)
 	if err != nil {
-		return p, err
+		return f, err
 	}
 	if data == nil {
-		return p, fmt.Errorf("%w: none of %v exists; an image brings its policy in /usr/lib/osctl/policy.yaml", ErrNoPolicy, names)
+		return f, fmt.Errorf("%w: none of %v exists; an image brings its policy in /usr/lib/osctl/policy.yaml", ErrNoPolicy, names)
 	}
-	d, err := decode(name, data, &p, "Policy")
-	if err != nil {
-		return p, err
+	f.Path = name
+	if f.document, err = decode(name, data, &f.Policy, "Policy"); err != nil {
+		return f, err
 	}
-	if len(p.Keys) == 0 {
-		return p, d.complain(d.at("keys"), "keys: the list is empty, so nothing could be verified")
+	if err := f.check(); err != nil {
+		return f, err
 	}
-	for list, keys := range map[string][]Key{"keys": p.Keys, "rescue": p.Rescue} {
-		for i := range keys {
-			if err := keys[i].read(filepath.Dir(name)); err != nil {
-				key := fmt.Sprintf("%s[%d]", list, i)
-				return p, d.blame(d.at(key), fmt.Errorf("%s: %w", key, err))
+	for _, list := range []struct {
+		field string
+		keys  []Key
+	}{{"keys", f.Keys}, {"revoked.keys", f.Revoked.Keys}, {"rescue", f.Rescue}} {
+		for i := range list.keys {
+			field := fmt.Sprintf("%s[%d]", list.field, i)
+			if err := list.keys[i].read(filepath.Dir(name)); err != nil {
+				return f, f.Blame(field, fmt.Errorf("%s: %w", field, err))
+			}
+			for limit, at := range map[string]Time{"notBefore": list.keys[i].NotBefore, "notAfter": list.keys[i].NotAfter} {
+				if limit = field + "." + limit; time.Time(at).IsZero() && f.document.has(limit) {
+					return f, f.Blame(limit, fmt.Errorf("%s: it has no value; expected is %s", limit, at.spelling()))
+				}
 			}
 		}
 	}
-	return p, nil
+	return f, nil
+}
+
+// check refuses what YAML reads as absent and its author did not mean so: a list
+// or a condition without a value would accept more than is written there.
+func (f PolicyFile) check() error {
+	complain := func(field, text string) error { return f.Blame(field, errors.New(field+": "+text)) }
+	if len(f.Keys) == 0 {
+		return complain("keys", "the list is empty, so nothing could be verified")
+	}
+	if len(f.Rules) == 0 && f.document.has("rules") {
+		return complain("rules", "the list is empty, so no image would be accepted; leave rules out to accept any one of keys")
+	}
+	for i, r := range f.Rules {
+		at := fmt.Sprintf("rules[%d].", i)
+		switch {
+		case r.Repository == "" && f.document.has(at+"repository"):
+			return complain(at+"repository", "it is empty; leave it out for a rule that matches every repository")
+		case r.Product == "" && f.document.has(at+"product"):
+			return complain(at+"product", "it is empty; leave it out for a rule that matches every product")
+		case r.Threshold < 1 && f.document.has(at+"threshold"):
+			return complain(at+"threshold", fmt.Sprintf("%d; expected is the number of different keys that must have signed, 1 or more", r.Threshold))
+		}
+	}
+	return nil
 }
 
 func (k *Key) read(dir string) error {

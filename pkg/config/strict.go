@@ -75,6 +75,16 @@ func (d document) at(key string) *token.Token {
 	return nil
 }
 
+// has reports whether the file has a key, be it without a value.
+func (d document) has(key string) bool {
+	path, err := yaml.PathString("$." + key)
+	if err != nil || d.root == nil {
+		return false
+	}
+	node, err := path.FilterNode(d.root)
+	return err == nil && node != nil
+}
+
 // check compares a node with the type that it is to be decoded into: no unknown
 // keys, no value of another kind. key names the node in messages.
 func (d document) check(node ast.Node, t reflect.Type, key string) error {
@@ -85,8 +95,8 @@ func (d document) check(node ast.Node, t reflect.Type, key string) error {
 	case nil, *ast.NullNode, *ast.AliasNode:
 		return nil
 	}
-	if reflect.PointerTo(t).Implements(reflect.TypeFor[yaml.BytesUnmarshaler]()) {
-		return d.duration(node, t, key)
+	if value, ok := reflect.New(t).Interface().(spelled); ok {
+		return d.spelled(node, value, key)
 	}
 	switch t.Kind() {
 	case reflect.Struct:
@@ -118,14 +128,17 @@ func (d document) scalar(node ast.Node, key, what string) error {
 	return nil
 }
 
-// duration tries the type's own decoder, whose error has no place.
-func (d document) duration(node ast.Node, t reflect.Type, key string) error {
-	if err := d.scalar(node, key, "a duration such as 30s or 5m"); err != nil {
+// spelled is a scalar with a decoder of its own.
+type spelled interface {
+	yaml.BytesUnmarshaler
+	// spelling says what is expected, with an example.
+	spelling() string
+}
+
+// spelled tries the value's own decoder, whose error has no place.
+func (d document) spelled(node ast.Node, value spelled, key string) error {
+	if err := d.scalar(node, key, value.spelling()); err != nil {
 		return err
-	}
-	value, ok := reflect.New(t).Interface().(yaml.BytesUnmarshaler)
-	if !ok {
-		return nil
 	}
 	if err := value.UnmarshalYAML([]byte(node.String())); err != nil {
 		return d.blame(node.GetToken(), fmt.Errorf("%s: %w", key, err))

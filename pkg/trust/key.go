@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/kapernikov/osctl/pkg/osimage"
@@ -37,12 +38,36 @@ const maxBase64 = 4 << 10
 type key struct {
 	name        string
 	fingerprint string // SHA-256 of the DER form, in hex
+	notBefore   time.Time
+	notAfter    time.Time
 	verifiers   []signature.Verifier
 }
 
 // String names a key for a report: its name and the start of its fingerprint,
 // by which two machines' policies can be compared.
 func (k key) String() string { return fmt.Sprintf("%s (sha256:%.12s)", k.name, k.fingerprint) }
+
+// outOfTime says why a key with a time range does not count, or nothing if it
+// does. created is when the image says it was made.
+func (k key) outOfTime(now, created time.Time) string {
+	const day = "2006-01-02 15:04 UTC"
+	text := func(t time.Time) string { return t.UTC().Format(day) }
+	switch {
+	case k.notBefore.IsZero() && k.notAfter.IsZero():
+		return ""
+	case now.IsZero():
+		return "limited in time, and nothing says what time it is"
+	case now.Before(k.notBefore):
+		return fmt.Sprintf("not valid before %s; it is %s, if the clock is right", text(k.notBefore), text(now))
+	case k.notAfter.IsZero():
+		return ""
+	case now.After(k.notAfter):
+		return fmt.Sprintf("expired at %s; it is %s, if the clock is right", text(k.notAfter), text(now))
+	case created.After(k.notAfter):
+		return fmt.Sprintf("expired at %s; the image was created at %s", text(k.notAfter), text(created))
+	}
+	return ""
+}
 
 // parseKey accepts exactly one PEM block and a key of a kind and strength that
 // both osctl and cosign verify in the same way.
@@ -78,7 +103,7 @@ func parseKey(k Key) (key, error) {
 		return key{}, err
 	}
 	sum := sha256.Sum256(der)
-	return key{name: k.Name, fingerprint: hex.EncodeToString(sum[:]), verifiers: verifiers}, nil
+	return key{k.Name, hex.EncodeToString(sum[:]), k.NotBefore, k.NotAfter, verifiers}, nil
 }
 
 // newVerifiers returns every way in which cosign signs with such a key.
@@ -131,11 +156,11 @@ func candidate(s osimage.Signature) (oci.Signature, error) {
 	return static.NewSignature(s.Payload, s.Base64)
 }
 
-// match returns the name of the key that made sig over hash. Otherwise the
-// error is a *claimError if a key of the policy made it over something else,
-// and errUnknownKey if none made it.
-func (v *Verifier) match(ctx context.Context, sig oci.Signature, hash v1.Hash) (string, error) {
-	for _, k := range v.keys {
+// match returns the key that made sig over hash. Otherwise the error is a
+// *claimError, with the key, if one of the keys made it over something else, and
+// errUnknownKey if none made it.
+func match(ctx context.Context, sig oci.Signature, hash v1.Hash, keys []key) (key, error) {
+	for _, k := range keys {
 		for _, verifier := range k.verifiers {
 			_, err := cosign.VerifyImageSignature(ctx, sig, hash, &cosign.CheckOpts{
 				SigVerifier:   verifier,
@@ -144,15 +169,15 @@ func (v *Verifier) match(ctx context.Context, sig oci.Signature, hash v1.Hash) (
 				Offline:       true,
 			})
 			if err == nil {
-				return k.name, nil
+				return k, nil
 			}
 			if claim := (*claimError)(nil); errors.As(err, &claim) {
 				claim.key = k.name
-				return "", claim
+				return k, claim
 			}
 		}
 	}
-	return "", errUnknownKey
+	return key{}, errUnknownKey
 }
 
 var errUnknownKey = errors.New("made by no key of the policy")

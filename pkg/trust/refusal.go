@@ -1,7 +1,6 @@
 package trust
 
 import (
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -16,16 +15,27 @@ type Rule string
 // The rules, from the one that says most about a set of signatures to the one
 // that says least: a refusal carries the first that applies.
 const (
+	// RevokedImage: the policy lists the image's digest as revoked.
+	RevokedImage Rule = "revoked-image"
+	// NoRule: no rule of the policy is for such an image.
+	NoRule Rule = "no-rule"
 	// Unsigned: no signature was found beside the image.
 	Unsigned Rule = "unsigned"
 	// TooMany: there are more than osimage.MaxSignatures; none was looked at.
 	TooMany Rule = "too-many-signatures"
+	// Threshold: keys of the rule signed, and fewer than it asks for.
+	Threshold Rule = "threshold"
+	// RevokedKey: a key signed that the policy lists as revoked.
+	RevokedKey Rule = "revoked-key"
+	// OutOfTime: a key signed that has expired, or does not count yet.
+	OutOfTime Rule = "key-out-of-time"
 	// OtherImage: a key of the policy signed, but another image.
 	OtherImage Rule = "other-image"
 	// Malformed: a key of the policy signed something that is no statement
 	// about an image, or nothing that was found is a signature at all.
 	Malformed Rule = "malformed-signature"
-	// UnknownKey: all signatures were made by keys that the policy lacks.
+	// UnknownKey: all signatures were made by keys that the policy lacks, or that
+	// the rule for this image does not name.
 	UnknownKey Rule = "unknown-key"
 )
 
@@ -42,23 +52,38 @@ func (r *Refusal) Error() string {
 	return fmt.Sprintf("the policy does not accept %s: found %s; wanted %s; %s", r.Image, r.Have, r.Want, r.Next)
 }
 
-// findings sorts the signatures that did not count.
+// disregard is why a key of the policy does not count.
+type disregard struct {
+	rule   Rule
+	reason string
+}
+
+// findings sorts the signatures: the different keys that count, and those that
+// did not count.
 type findings struct {
+	counted   []key
 	malformed []error
 	claims    []*claimError
+	ignored   []string // by keys that the policy knows and that do not count
+	rules     []Rule   // why they do not
 	unknown   int
 }
 
-func (f *findings) add(err error) {
-	if claim := (*claimError)(nil); errors.As(err, &claim) {
-		f.claims = append(f.claims, claim)
+func (f *findings) add(d disregard, k key) {
+	text := fmt.Sprintf("one by %s, which is %s", k, d.reason)
+	if slices.Contains(f.ignored, text) {
 		return
 	}
-	f.unknown++
+	f.ignored = append(f.ignored, text)
+	f.rules = append(f.rules, d.rule)
 }
 
 func (f *findings) String() string {
 	var parts []string
+	for _, k := range f.counted {
+		parts = append(parts, "one by "+k.String())
+	}
+	parts = append(parts, f.ignored...)
 	for _, c := range f.claims {
 		if c.digest != "" {
 			parts = append(parts, fmt.Sprintf("one by %s of another image (%.80q)", c.key, c.digest))
@@ -79,26 +104,35 @@ func (f *findings) String() string {
 	return strings.Join(parts, ", ")
 }
 
-// refuse explains why none of the signatures counted.
-func (v *Verifier) refuse(image digest.Digest, f findings) *Refusal {
-	r := &Refusal{Image: image, Have: f.String(), Want: v.want()}
+// refuse explains why the signatures were not enough.
+func (r *rule) refuse(image digest.Digest, f findings) *Refusal {
+	no := &Refusal{Image: image, Have: f.String(), Want: r.want()}
 	switch {
+	case len(f.counted) > 0:
+		no.Rule = Threshold
+		no.Next = "let the other holders of keys sign this digest (osctl sign), and ask again"
+	case slices.Contains(f.rules, RevokedKey):
+		no.Rule = RevokedKey
+		no.Next = "do not install this image; its publisher signs it anew with a key that still counts"
+	case slices.Contains(f.rules, OutOfTime):
+		no.Rule = OutOfTime
+		no.Next = "check the clock of this machine (timedatectl); if it is right, the image has to be signed with a key that counts now"
 	case slices.ContainsFunc(f.claims, func(c *claimError) bool { return c.digest != "" }):
-		r.Rule = OtherImage
-		r.Next = "signatures do not carry over to another build: sign this digest (osctl sign), and ask who put a foreign signature beside it"
-	case len(f.claims) > 0, f.unknown == 0:
-		r.Rule = Malformed
-		r.Next = "sign the image again (osctl sign or cosign sign --key)"
+		no.Rule = OtherImage
+		no.Next = "signatures do not carry over to another build: sign this digest (osctl sign), and ask who put a foreign signature beside it"
+	case len(f.claims) > 0, f.unknown == 0 && len(f.ignored) == 0:
+		no.Rule = Malformed
+		no.Next = "sign the image again (osctl sign or cosign sign --key)"
 	default:
-		r.Rule = UnknownKey
-		r.Next = "if you trust the publisher, add his public key to the policy; otherwise do not install this image"
+		no.Rule = UnknownKey
+		no.Next = "if you trust the publisher, add his public key to the policy; otherwise do not install this image"
 	}
-	return r
+	return no
 }
 
-func (v *Verifier) refuseCount(image digest.Digest, n int) *Refusal {
+func (r *rule) refuseCount(image digest.Digest, n int) *Refusal {
 	if n == 0 {
-		return &Refusal{Unsigned, image, "no signature", v.want(), "sign the image (osctl sign REF --key KEY), or push its signature to the same repository"}
+		return &Refusal{Unsigned, image, "no signature", r.want(), "sign the image (osctl sign REF --key KEY), or push its signature to the same repository"}
 	}
 	return &Refusal{
 		TooMany, image, plural(n), fmt.Sprintf("at most %d", osimage.MaxSignatures),
@@ -106,13 +140,27 @@ func (v *Verifier) refuseCount(image digest.Digest, n int) *Refusal {
 	}
 }
 
-// want names the keys of the policy.
-func (v *Verifier) want() string {
-	var names []string
-	for _, k := range v.keys {
-		names = append(names, k.String())
+func refuseRevoked(image digest.Digest) *Refusal {
+	return &Refusal{
+		RevokedImage, image, "its digest among the revoked ones", "an image that is not revoked",
+		"install another image; do not sign this one again",
 	}
-	return "a signature by " + strings.Join(names, " or ")
+}
+
+func (v *Verifier) refuseNoRule(img osimage.Image) *Refusal {
+	from := "no repository (it came from a layout)"
+	if v.under.Repository != "" {
+		from = "the repository " + v.under.Repository
+	}
+	var rules []string
+	for _, r := range v.rules {
+		rules = append(rules, r.String())
+	}
+	return &Refusal{
+		NoRule, img.Digest(), fmt.Sprintf("%s and the product %q", from, img.Config().Product),
+		"an image for one of the rules " + strings.Join(rules, ", "),
+		"name an image that this machine is meant to run, or add a rule for this one to the policy",
+	}
 }
 
 func plural(n int) string {

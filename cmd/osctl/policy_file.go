@@ -1,0 +1,146 @@
+package main
+
+import (
+	"errors"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/kapernikov/osctl/pkg/config"
+	"github.com/kapernikov/osctl/pkg/device"
+	"github.com/kapernikov/osctl/pkg/fetch"
+	"github.com/kapernikov/osctl/pkg/ledger"
+	"github.com/kapernikov/osctl/pkg/trust"
+)
+
+// policyFile is a policy that was found usable, with the file that it is from.
+type policyFile struct {
+	config.PolicyFile
+	*trust.Verifier
+}
+
+// loadPolicy reads the first of the files that exists. What is wrong with it is
+// said with line and column.
+func loadPolicy(files ...string) (policyFile, error) {
+	f, err := config.LoadPolicy(files...)
+	if err != nil {
+		return policyFile{}, policyError{err}
+	}
+	p := trust.Policy{Keys: trustKeys(f.Keys), Revoked: revoked(f)}
+	for _, r := range f.Rules {
+		p.Rules = append(p.Rules, trust.PolicyRule(r))
+	}
+	v, err := usable(f, p, "")
+	return policyFile{f, v}, err
+}
+
+// rescue is the policy's own rule for the rescue partition. What is revoked is
+// revoked there too.
+func (f policyFile) rescue() (*trust.Verifier, error) {
+	if len(f.Rescue) == 0 {
+		return nil, policyError{errors.New("the policy names no key under rescue, so nothing may be written to the rescue partition")}
+	}
+	return usable(f.PolicyFile, trust.Policy{Keys: trustKeys(f.Rescue), Revoked: revoked(f.PolicyFile)}, "rescue")
+}
+
+// usable checks a policy. list is the name in the file of what the policy calls
+// keys, if it is another one.
+func usable(f config.PolicyFile, p trust.Policy, list string) (*trust.Verifier, error) {
+	v, err := trust.New(p)
+	if err == nil {
+		return v, nil
+	}
+	if at := (*trust.PolicyError)(nil); errors.As(err, &at) {
+		if rest, ok := strings.CutPrefix(at.Field, "keys"); ok && list != "" {
+			at.Field = list + rest
+		}
+		err = f.Blame(at.Field, err)
+	}
+	return nil, policyError{err}
+}
+
+func trustKeys(list []config.Key) []trust.Key {
+	var keys []trust.Key
+	for _, k := range list {
+		keys = append(keys, trust.Key{Name: k.Name, PEM: []byte(k.PEM), NotBefore: time.Time(k.NotBefore), NotAfter: time.Time(k.NotAfter)})
+	}
+	return keys
+}
+
+func revoked(f config.PolicyFile) trust.Revoked {
+	r := trust.Revoked{Keys: trustKeys(f.Revoked.Keys)}
+	for _, d := range f.Revoked.Digests {
+		r.Digests = append(r.Digests, digest.Digest(d))
+	}
+	return r
+}
+
+// circumstances are what the policy is asked about: the reference that the
+// operator named, empty for a layout, and the present. passed are times that have
+// certainly passed, so that a clock that runs behind them is not believed.
+func circumstances(reference string, passed ...time.Time) trust.Circumstances {
+	c := trust.Circumstances{Now: time.Now()}
+	for _, t := range append(passed, builtAt()) {
+		if t.After(c.Now) {
+			c.Now = t
+		}
+	}
+	if fetch.CheckReference(reference) == nil {
+		c.Repository = repositoryOf(reference)
+	}
+	return c
+}
+
+// builtAt is the time of the commit that osctl was built from; zero if the binary
+// does not say.
+func builtAt() time.Time {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return time.Time{}
+	}
+	for _, s := range info.Settings {
+		if s.Key != "vcs.time" {
+			continue
+		}
+		if t, err := time.Parse(time.RFC3339, s.Value); err == nil {
+			return t
+		}
+	}
+	return time.Time{}
+}
+
+// passed are the creation times, as signed, of the systems that were committed
+// here. No clock of this machine takes part: one that once ran ahead must not
+// expire keys for good.
+func (m *machine) passed() []time.Time {
+	var list []time.Time
+	l, err := m.ledger.Load()
+	if err != nil {
+		m.log.Warn("the ledger is lost; only the clock says what time it is", "error", err)
+		return nil
+	}
+	for _, name := range []device.Slot{device.SlotA, device.SlotB} {
+		if e := l.Slot(name); e != nil && e.State == ledger.Committed {
+			list = append(list, e.Created)
+		}
+	}
+	return list
+}
+
+// verifier is the policy of this machine, asked about what the reference named.
+func (m *machine) verifier(reference string) (*trust.Verifier, error) {
+	p, err := loadPolicy(m.policyFiles()...)
+	if err != nil {
+		return nil, err
+	}
+	return p.Under(circumstances(reference, m.passed()...)), nil
+}
+
+func (m *machine) policyFiles() []string {
+	if m.config.Policy != "" {
+		return []string{m.config.Policy}
+	}
+	return []string{machinePolicy, imagePolicy}
+}
