@@ -15,6 +15,8 @@ packages=(
 	docker-registry runc iptables curl
 	# tests: GRUB's script interpreter, FAT and GPT by other hands, planted faults
 	grub-emu mtools dosfstools gdisk strace systemd
+	# what other updaters write the boot loader's variables with, for comparison
+	libubootenv-tool swupdate openssl
 	# lint
 	shellcheck
 )

@@ -42,6 +42,8 @@ func most() int {
 type recording struct {
 	world *record.World
 	log   record.Log
+	// What the running slot holds, and the /etc of slot B before and after.
+	running, etcBefore, etcAfter [sha256.Size]byte
 }
 
 // record brings a machine to where an operation starts and records it.
@@ -65,7 +67,8 @@ func (s *site) record(o *operation) *recording {
 	if diff := cmp.Diff(files.Describe(after), world.Describe(log.After)); diff != "" {
 		s.t.Fatalf("%s: what the files hold (-) is not what was recorded (+):\n%s", o.name, diff)
 	}
-	return &recording{world, log}
+	return &recording{world: world, log: log, running: slots(world, base)[o.on.slot[0]-'A'].Hash(),
+		etcBefore: etcOfB(world, base), etcAfter: etcOfB(world, log.After)}
 }
 
 // tally is what came of the states of one operation.
@@ -108,25 +111,33 @@ func (y tally) String() string {
 		y.failures[errNotConverged], y.converged)
 }
 
+// kinds are the failures that are counted.
+func kinds() []error {
+	return []error{errBricked, errWrongSlot, errLostUpdate, errInvariant, errNotConverged}
+}
+
+// fail counts a failure and shows the first of each kind.
+func (y tally) fail(t *testing.T, where string, err error) {
+	t.Helper()
+	known := false
+	for _, kind := range kinds() {
+		if errors.Is(err, kind) {
+			known = true
+			if y.failures[kind]++; y.failures[kind] <= 3 {
+				t.Errorf("%s: %v", where, err)
+			}
+		}
+	}
+	if !known {
+		t.Fatalf("%s: %v", where, err)
+	}
+}
+
 // explore judges all states of one operation.
 func (j *judge) explore(t *testing.T, o *operation, r *recording) tally {
 	t.Helper()
 	y := tally{calls: r.log.Calls, failures: map[error]int{}}
 	seen, classes := map[[sha256.Size]byte]bool{}, map[string]bool{}
-	fail := func(c model.Cut, err error) {
-		known := false
-		for _, kind := range []error{errBricked, errWrongSlot, errLostUpdate, errInvariant, errNotConverged} {
-			if errors.Is(err, kind) {
-				known = true
-				if y.failures[kind]++; y.failures[kind] <= 3 {
-					t.Errorf("%s: %v: %v", o.name, c, err)
-				}
-			}
-		}
-		if !known {
-			t.Fatalf("%s: %v: %v", o.name, c, err)
-		}
-	}
 	counts, err := model.Explore(r.log.Base, r.log.Ops, bounds(), func(s model.State, c model.Cut) error {
 		key := s.Hash(r.world.List()...)
 		atEnd := c.Before == "the end"
@@ -137,9 +148,9 @@ func (j *judge) explore(t *testing.T, o *operation, r *recording) tally {
 			y.distinct++
 			seen[key] = true
 		}
-		v, err := j.state(o, r, s, atEnd)
+		v, err := j.state(o, r, r.world, s, atEnd)
 		if err != nil {
-			fail(c, err)
+			y.fail(t, fmt.Sprintf("%s: %v", o.name, c), err)
 			return nil
 		}
 		class := j.class(r, s, v)
@@ -149,7 +160,7 @@ func (j *judge) explore(t *testing.T, o *operation, r *recording) tally {
 		classes[class] = true
 		y.converged++
 		if err := j.converge(o, r, s, v); err != nil {
-			fail(c, err)
+			y.fail(t, fmt.Sprintf("%s: %v", o.name, c), err)
 		}
 		return nil
 	})

@@ -46,7 +46,12 @@ type verdict struct {
 
 func newJudge(s *site, t *testing.T) *judge {
 	t.Helper()
-	g, err := grub.New(s.fastDir(t), s.grubConfig, slotMiB<<20, s.pool.Zeros(slotMiB<<20))
+	return &judge{site: s, grub: newGrub(s, t, s.grubConfig), verdicts: map[[sha256.Size]byte]verdict{}, startable: map[[sha256.Size]byte]bool{}, fast: s.fastDir(t)}
+}
+
+func newGrub(s *site, t *testing.T, script []byte) *grub.Machine {
+	t.Helper()
+	g, err := grub.New(s.fastDir(t), script, slotMiB<<20, s.pool.Zeros(slotMiB<<20))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,7 +60,7 @@ func newJudge(s *site, t *testing.T) *judge {
 			t.Error(err)
 		}
 	})
-	return &judge{site: s, grub: g, verdicts: map[[sha256.Size]byte]verdict{}, startable: map[[sha256.Size]byte]bool{}, fast: s.fastDir(t)}
+	return g
 }
 
 // copies are the contents of the copies of the boot state, nil for none.
@@ -171,9 +176,9 @@ func (j *judge) canStart(v model.Volume) (bool, error) {
 
 // state judges one state of an operation that a cut left, and returns what GRUB did
 // with it.
-func (j *judge) state(o *operation, r *recording, s model.State, atEnd bool) (verdict, error) {
-	v := slots(r.world, s)
-	got, err := j.boot(copies(r.world, s), v)
+func (j *judge) state(o *operation, r *recording, w *record.World, s model.State, atEnd bool) (verdict, error) {
+	v := slots(w, s)
+	got, err := j.boot(copies(w, s), v)
 	if err != nil {
 		return got, err
 	}
@@ -190,14 +195,14 @@ func (j *judge) state(o *operation, r *recording, s model.State, atEnd bool) (ve
 			return got, fmt.Errorf("%w: GRUB boots %v: %s", errWrongSlot, got.booted, got.output)
 		}
 	}
-	return got, errors.Join(j.bootable(o, r, v, got.booted), j.books(o, r, s, got.booted))
+	return got, errors.Join(j.bootable(o, r, v, got.booted), j.books(o, r, w, s, got.booted))
 }
 
 // bootable holds the invariants about the slots: the running one is untouched (1),
 // nothing incomplete is bootable (2, 3, 8), and something complete boots (4).
 func (j *judge) bootable(o *operation, r *recording, v [2]model.Volume, got booted) error {
 	running := int(o.on.slot[0] - 'A')
-	if v[running].Hash() != slots(r.world, r.log.Base)[running].Hash() {
+	if v[running].Hash() != r.running {
 		return fmt.Errorf("%w: the running slot was changed", errInvariant)
 	}
 	index := int(got.slot[0] - 'A')
@@ -221,8 +226,8 @@ func (j *judge) bootable(o *operation, r *recording, v [2]model.Volume, got boot
 
 // books holds the invariants about the data partition: the floor rises only at a
 // commit (6), the ledger can be read, and the /etc of a slot that boots is whole.
-func (j *judge) books(o *operation, r *recording, s model.State, got booted) error {
-	n := s.Look(r.world.Nodes["data"], "osctl", ledger.File)
+func (j *judge) books(o *operation, r *recording, w *record.World, s model.State, got booted) error {
+	n := s.Look(w.Nodes["data"], "osctl", ledger.File)
 	if n == nil {
 		return fmt.Errorf("%w: the ledger is gone", errInvariant)
 	}
@@ -233,14 +238,17 @@ func (j *judge) books(o *operation, r *recording, s model.State, got booted) err
 	if l.Floor.Version != o.floor && (got != o.after || got.kind != "committed") {
 		return fmt.Errorf("%w: the floor is %s, and GRUB boots %v", errInvariant, l.Floor.Version, got)
 	}
-	etc := s.Look(r.world.Nodes["data"], "etc", "B")
-	was, is := r.log.Base.Look(r.world.Nodes["data"], "etc", "B"), r.log.After.Look(r.world.Nodes["data"], "etc", "B")
-	sum := s.Hash(etc)
-	old, whole := sum == r.log.Base.Hash(was), sum == r.log.After.Hash(is)
+	sum := etcOfB(w, s)
+	old, whole := sum == r.etcBefore, sum == r.etcAfter
 	if !whole && (!old || got == o.after && got != o.before) {
 		return fmt.Errorf("%w: the /etc of slot B is neither the old nor the new one", errInvariant)
 	}
 	return nil
+}
+
+// etcOfB identifies the /etc of slot B.
+func etcOfB(w *record.World, s model.State) [sha256.Size]byte {
+	return s.Hash(s.Look(w.Nodes["data"], "etc", "B"))
 }
 
 // converge lets the machine boot from a state, and osctl go on.

@@ -40,6 +40,7 @@ const (
 // Machine is a disk in a folder of its own. It is not safe for concurrent use.
 type Machine struct {
 	dir      string
+	given    string // the path of the disk, if Attach was told one
 	disk     *os.File
 	slotSize int64
 	data     [2]int64  // where the content of each copy lies
@@ -69,13 +70,35 @@ func New(dir string, script []byte, slotSize int64, zeros model.Volume) (*Machin
 	return m, nil
 }
 
+// Attach makes a machine of a disk that exists, for Boot and Finds. What is to be on
+// the disk the caller writes there.
+func Attach(dir, path string) (*Machine, error) {
+	m := &Machine{dir: dir, given: path}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	var err error
+	if m.disk, err = os.OpenFile(path, os.O_RDWR, 0); err != nil {
+		return nil, err
+	}
+	if err := m.makeNote(); err != nil {
+		return nil, errors.Join(err, m.Close())
+	}
+	return m, nil
+}
+
 // Close closes the disk.
 func (m *Machine) Close() error { return m.disk.Close() }
 
 func (m *Machine) path(name string) string { return filepath.Join(m.dir, name) }
 
 // Disk is the path of the disk.
-func (m *Machine) Disk() string { return m.path("disk") }
+func (m *Machine) Disk() string {
+	if m.given != "" {
+		return m.given
+	}
+	return m.path("disk")
+}
 
 func (m *Machine) slotStart(i int) int64 { return espStart + espSize + int64(i)*m.slotSize }
 
@@ -254,6 +277,22 @@ func (m *Machine) command(script string) (*exec.Cmd, error) {
 	cmd.Env = append(os.Environ(), "TERM=dumb")
 	cmd.Dir = "/"
 	return cmd, nil
+}
+
+// Values reads variables from the first copy, as a script of GRUB's does that uses
+// one file without further ado. ok is false if it finds none of them.
+func (m *Machine) Values(ctx context.Context, names ...string) (values string, ok bool, err error) {
+	script := "load_env --file (hd0,gpt1)/osctl/a/grubenv " + strings.Join(names, " ") +
+		"\nset booted=\"" + "$" + strings.Join(names, " $") + "\"\nsave_env --file (hd9)/note booted\nexit\n"
+	cmd, err := m.command(script)
+	if err != nil {
+		return "", false, err
+	}
+	if out, err := runLimited(ctx, cmd); err != nil {
+		return "", false, fmt.Errorf("asking GRUB for variables: %w: %s", err, out)
+	}
+	values, err = m.noted("booted")
+	return values, strings.TrimSpace(values) != "", err
 }
 
 // Finds reports whether GRUB finds a kernel and an initrd in a slot, 0 or 1.

@@ -8,8 +8,8 @@
 //     the program made it. ext4 would keep directory changes in order.
 //   - A write that no sync covered may be there in part: any number of sectors of
 //     512 bytes from its start, or all but those; of a write of up to four sectors
-//     any combination. A sector of a small file may also be garbage, as if the cut
-//     had destroyed it.
+//     any combination. One sector of it may also be garbage, as if the cut had
+//     destroyed it; not within the large writes to a slot.
 //   - A file may have grown without its data: it then holds zeros.
 //   - fsync of a file orders its content, its length and its attributes, and not its
 //     name. fsync of a directory orders the names in it. syncfs orders all.

@@ -165,6 +165,10 @@ type Tear struct {
 
 func destroyed(n int) []byte { return bytes.Repeat([]byte{0xff}, n) }
 
+// few is the number of sectors of a write up to which every combination of them is
+// taken.
+const few = 4
+
 // tears lists what may have arrived of a write, other than all of it and nothing. At
 // most limit places of a tear are taken, spread over the write; 0 means all.
 func (w Write) tears(limit int) []Tear {
@@ -178,7 +182,7 @@ func (w Write) tears(limit int) []Tear {
 	if grow != nil {
 		add("only the length", grow...)
 	}
-	if n <= 4 {
+	if n <= few {
 		for mask := 1; mask < 1<<n-1; mask++ {
 			parts := []Change(nil)
 			for i := range n {
@@ -196,11 +200,11 @@ func (w Write) tears(limit int) []Tear {
 	for k := 0; k < n; k += step {
 		head, some := w.part(0, k)
 		tail, _ := w.part(k, n)
-		if some && n > 4 {
+		if some && n > few {
 			add(fmt.Sprintf("the first %d sectors", k), head)
 			add(fmt.Sprintf("all but the first %d sectors", k), append(grow[:len(grow):len(grow)], tail)...)
 		}
-		if w.Node.Kind == Block {
+		if w.Node.Kind == Block && n > few {
 			continue
 		}
 		var parts []Change

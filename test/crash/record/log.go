@@ -1,6 +1,7 @@
 package record
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -85,7 +86,7 @@ func (t *translator) at(path string) place {
 	}
 	path = filepath.Clean(path)
 	for _, r := range t.Roots {
-		root := filepath.Join(t.Dir, r.Name)
+		root := filepath.Join(cmp.Or(t.As, t.Dir), r.Name)
 		if path == root {
 			return place{root: r, node: t.Nodes[r.Name], below: true, text: r.Name}
 		}

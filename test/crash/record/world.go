@@ -28,7 +28,9 @@ type Root struct {
 // World is a set of roots, what they held when it was read, and the nodes that
 // recorded programs made since.
 type World struct {
-	Dir   string
+	Dir string
+	// As is where recorded programs see the folder; empty means Dir.
+	As    string
 	Roots []Root
 	Nodes map[string]*model.Node // of the roots, by name
 	Pool  *model.Pool
