@@ -68,7 +68,7 @@ func (b *blobs) ensure(ctx context.Context, desc ocispec.Descriptor) error {
 		another := t.host != "" && !errors.Is(err, errEarlier) && b.moveOn(t)
 		last = b.explain(err)
 		// The context's end also looks like an absent daemon.
-		if ctx.Err() != nil || final(last) || errors.Is(last, errDigest) && !another {
+		if ctx.Err() != nil || final(last) || wrong(last) && !another {
 			break
 		}
 	}
@@ -78,6 +78,11 @@ func (b *blobs) ensure(ctx context.Context, desc ocispec.Descriptor) error {
 func final(err error) bool {
 	return errors.Is(err, ErrDenied) || errors.Is(err, ErrNotFound) || errors.Is(err, ErrStore) ||
 		errors.Is(err, ErrDaemon) || errors.Is(err, errPlain) || errors.Is(err, errPatience)
+}
+
+// wrong says that this host will give the same again.
+func wrong(err error) bool {
+	return errors.Is(err, errDigest) || errors.Is(err, errEncoded) || errors.Is(err, errUnasked)
 }
 
 var (
@@ -125,14 +130,14 @@ func (b *blobs) fetchOnce(ctx context.Context, desc ocispec.Descriptor, t *trans
 	}
 	if errdefs.IsFailedPrecondition(err) {
 		// What is there is wrong as a whole; nothing of it may be built upon.
-		wrong := errDigest
+		why := errDigest
 		if status.Offset > 0 {
-			wrong = errEarlier
+			why = errEarlier
 		} else if t.asked > 1 {
-			wrong = errParts
+			why = errParts
 		}
 		b.count(-desc.Size)
-		return errors.Join(fmt.Errorf("%w: %w", wrong, err), w.Close(), b.store.content.Abort(ctx, ingest(desc)))
+		return errors.Join(fmt.Errorf("%w: %w", why, err), w.Close(), b.store.content.Abort(ctx, ingest(desc)))
 	}
 	return err
 }

@@ -30,8 +30,10 @@ var (
 	errPlain = errors.New("it leads to plain http, and the registry is not configured for that")
 	// errEncoded says that a body is compressed on the way, which nobody asked for.
 	errEncoded = errors.New("the body has a Content-Encoding that was not asked for")
-	// errRange says that other bytes came than were asked for.
-	errRange = errors.New("it answers with another range than was asked for")
+	// errRange says that other bytes came than were asked for, errUnasked that
+	// it did so where all of them were.
+	errRange   = errors.New("it answers with another range than was asked for")
+	errUnasked = errors.New("it answers with a range that nobody asked for")
 	// errPatience says that a registry wants to be asked again much later.
 	errPatience = errors.New("it asks to come back later")
 )
@@ -224,7 +226,11 @@ func checkAnswer(req *http.Request, resp *http.Response, limit int64) error {
 		return nil // the library skips to the offset where the whole comes instead
 	}
 	offset, asked := strings.CutPrefix(req.Header.Get("Range"), "bytes=")
-	if got := resp.Header.Get("Content-Range"); !asked || !strings.HasPrefix(got, "bytes "+offset) {
+	got := resp.Header.Get("Content-Range")
+	if !asked {
+		return fmt.Errorf("%w: %q", errUnasked, got)
+	}
+	if !strings.HasPrefix(got, "bytes "+offset) {
 		return fmt.Errorf("%w: asked was %q, it sent %q", errRange, req.Header.Get("Range"), got)
 	}
 	return nil

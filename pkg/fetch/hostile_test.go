@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kapernikov/osctl/pkg/assemble"
 	"github.com/kapernikov/osctl/pkg/osimage"
 	"github.com/kapernikov/osctl/test/hostile"
 	"github.com/kapernikov/osctl/test/sample"
@@ -122,7 +123,7 @@ func TestMisbehaviour(t *testing.T) {
 		"11 config as a bomb":                {hostile.Config, hostile.Bomb(64 << 20), errEncoded, ErrRegistry, `"gzip"`},
 		"11 payload as a bomb":               {hostile.Payload, hostile.Bomb(64 << 20), errEncoded, ErrRegistry, `"gzip"`},
 		"11 pack as a bomb":                  {hostile.Pack, hostile.Bomb(64 << 20), errEncoded, ErrRegistry, `"gzip"`},
-		"5 pack as a part nobody asked for":  {hostile.Pack, hostile.Unasked, errRange, ErrRegistry, "another range"},
+		"5 pack as a part nobody asked for":  {hostile.Pack, hostile.Unasked, errUnasked, ErrRegistry, "nobody asked for"},
 		"7 config busy for an hour":          {hostile.Config, hostile.Refuse(429, "3600"), errPatience, ErrRegistry, "come back later: in 1h0m0s"},
 		"7 pack busy for years":              {hostile.Pack, hostile.Refuse(503, "4294967295"), errPatience, ErrRegistry, "come back later"},
 		"7 pack busy for ever, ten s a time": {hostile.Pack, hostile.Refuse(429, "10"), errPatience, ErrRegistry, "come back later"},
@@ -161,8 +162,8 @@ func TestPassingFaults(t *testing.T) {
 		"2 shorter than it says":        {hostile.Short},
 		"2 empty":                       {hostile.Empty},
 		"3 wrong bytes, then a cut":     {hostile.Both(hostile.Flip(0), hostile.CutHalf)},
-		"5 wrong range":                 {hostile.CutHalf, nil, wrongRange(4096, false)},
-		"5 wrong range under its name":  {hostile.CutHalf, nil, wrongRange(4096, true)},
+		"5 wrong range":                 {hostile.CutHalf, nil, hostile.WrongRange(4096, false)},
+		"5 wrong range under its name":  {hostile.CutHalf, nil, hostile.WrongRange(4096, true)},
 		"7 busy, with a time":           {hostile.Refuse(429, "7")},
 		"7 out of order, with a date":   {hostile.Refuse(503, time.Now().Add(20*time.Second).UTC().Format(http.TimeFormat))},
 		"7 out of order, with nonsense": {hostile.Refuse(503, "soon")},
@@ -188,21 +189,6 @@ func TestPassingFaults(t *testing.T) {
 				t.Errorf("waited %v", *slept)
 			}
 		})
-	}
-}
-
-// wrongRange answers a request for the rest of a pack with bytes from further back.
-func wrongRange(back int, lie bool) hostile.Fault {
-	return func(a *hostile.Answer) {
-		if a.Status != http.StatusPartialContent {
-			return
-		}
-		if !lie {
-			var first, last, size int
-			fmt.Sscanf(a.Header.Get("Content-Range"), "bytes %d-%d/%d", &first, &last, &size) //nolint:errcheck // it made it
-			a.Header.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", first-back, last-back, size))
-		}
-		a.Body = append(bytes.Repeat([]byte{'x'}, back), a.Body[:len(a.Body)-back]...)
 	}
 }
 
@@ -382,4 +368,55 @@ func TestTagIsAskedForOnce(t *testing.T) {
 	if len(kinds) < len(want) || !slices.Equal(kinds[:len(want)], want) || len(h.Requests(hostile.Tag)) != 1 {
 		t.Errorf("requests %v, want %v and then packs", kinds, want)
 	}
+}
+
+// RAUC CVE-2020-25860: a bundle that is swapped after it was verified. Here the image
+// that was verified says what may be written, whatever comes from the bundle then.
+func TestBundleIsSwapped(t *testing.T) {
+	dir, other := signed(t, small), signed(t, sample.Image{Seed: 16, MiB: 2})
+	l, err := OpenLayout(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref, err := l.Resolve(ctx, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := ref.Describe(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pack []byte
+	for _, blob := range blobsOf(t, other) {
+		if data, err := os.ReadFile(blob); err == nil && len(data) > len(pack) {
+			pack = data
+		}
+	}
+	for _, p := range img.Packs() {
+		if err := os.WriteFile(filepath.Join(dir, "blobs", "sha256", p.Digest.Encoded()), pack, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	blobs, err := ref.Blobs(ctx, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = assemble.Segments(ctx, img, func(int) bool { return false }, blobs, func(i int, data []byte) error {
+		if !bytes.Equal(data, small.Raw()[i*osimage.SegmentSize:][:len(data)]) {
+			t.Errorf("segment %d of another image was handed on", i)
+		}
+		return nil
+	})
+	if !errors.Is(err, assemble.ErrCorrupt) {
+		t.Errorf("error = %v, want ErrCorrupt", err)
+	}
+}
+
+func blobsOf(t *testing.T, dir string) []string {
+	t.Helper()
+	names, err := filepath.Glob(filepath.Join(dir, "blobs", "sha256", "*"))
+	if err != nil || len(names) == 0 {
+		t.Fatalf("blobs of %s: %v, %v", dir, names, err)
+	}
+	return names
 }

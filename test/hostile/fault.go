@@ -25,6 +25,7 @@ type Answer struct {
 	Status  int
 	Header  http.Header
 	Body    []byte
+	Full    []byte // the whole content, of which Body may be a part
 	// Declared is the Content-Length that is claimed, or one of the special
 	// values.
 	Declared int64
@@ -175,17 +176,25 @@ func Redirect(to string) Fault {
 	}
 }
 
-// WrongRange shifts the bytes of a 206 by n, as if another range had been asked
-// for. The header names the range that is sent, unless lie is set.
-func WrongRange(of []byte, n int, lie bool) Fault {
+// IgnoreRange answers 200 with the whole where a part was asked for.
+func IgnoreRange(a *Answer) {
+	if a.Status == http.StatusPartialContent {
+		a.Status, a.Body = http.StatusOK, a.Full
+		a.Header.Del("Content-Range")
+	}
+}
+
+// WrongRange answers with bytes from n further back than was asked for, and says
+// so, or lies about it.
+func WrongRange(n int, lie bool) Fault {
 	return func(a *Answer) {
 		if a.Status != http.StatusPartialContent {
 			return
 		}
-		first := max(0, len(of)-len(a.Body)-n)
-		a.Body = of[first:]
+		first := max(0, len(a.Full)-len(a.Body)-n)
+		a.Body = a.Full[first : first+len(a.Body)]
 		if !lie {
-			a.Header.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", first, len(of)-1, len(of)))
+			a.Header.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", first, first+len(a.Body)-1, len(a.Full)))
 		}
 	}
 }

@@ -8,7 +8,9 @@ package hostile
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -157,6 +159,9 @@ func (r *Registry) take(t testing.TB, layout string, d ocispec.Descriptor, kind 
 
 func (r *Registry) add(t testing.TB, layout string, d digest.Digest, kind Kind) {
 	data, err := os.ReadFile(filepath.Join(layout, "blobs/sha256", d.Encoded()))
+	if errors.Is(err, fs.ErrNotExist) {
+		return // named and not there: it is not found
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -194,6 +199,13 @@ func (r *Registry) PutBlob(kind Kind, data []byte) digest.Digest {
 	d := digest.FromBytes(data)
 	r.blobs[d], r.kinds[d] = data, kind
 	return d
+}
+
+// digest is what a tag means now.
+func (r *Registry) digest(tag string) digest.Digest {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.tags[tag].Digest
 }
 
 // SignatureTag is the tag of the classic signatures of an image.
@@ -325,7 +337,7 @@ func (r *Registry) answer(req *http.Request) (*Answer, *Request) {
 	if !ok {
 		return a, q
 	}
-	a.Status, a.Body = http.StatusOK, data
+	a.Status, a.Body, a.Full = http.StatusOK, data, data
 	a.Header.Set("Docker-Content-Digest", q.Digest.String())
 	a.Header.Set("Content-Type", "application/octet-stream")
 	if m[1] == "manifests" {
@@ -354,4 +366,15 @@ func (a *Answer) serveRange(value string) {
 	last = min(last, size-1)
 	a.Status, a.Body = http.StatusPartialContent, a.Body[first:last+1]
 	a.Header.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", first, last, size))
+}
+
+// lastPack is the last pack of the image under the tag 1.1.
+func (r *Registry) lastPack() digest.Digest {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var m ocispec.Manifest
+	if err := json.Unmarshal(r.blobs[r.tags["1.1"].Digest], &m); err != nil || len(m.Layers) == 0 {
+		return ""
+	}
+	return m.Layers[len(m.Layers)-1].Digest
 }
