@@ -115,3 +115,21 @@ func TestGivenIsBounded(t *testing.T) {
 		}
 	}
 }
+
+func TestSequenceWraps(t *testing.T) {
+	s := both(t, maxSeq-1, committed(slotA))
+	for _, step := range []struct {
+		do  func() error
+		seq int
+		st  State
+	}{
+		{func() error { return s.Arm(written(t, slotB), 3) }, maxSeq, trial(slotB, 3)},
+		{func() error { return s.Commit(slotB) }, 1, whole(slotB, true)},
+		{func() error { return s.Arm(written(t, slotA), 3) }, 2, trial(slotA, 3)},
+	} {
+		if err := step.do(); err != nil {
+			t.Fatal(err)
+		}
+		wantBoth(t, s, step.seq, step.st)
+	}
+}

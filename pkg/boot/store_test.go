@@ -159,6 +159,10 @@ func TestLoadProblems(t *testing.T) {
 		"lower case":        {with("rootfs=B", "rootfs=b"), ErrValue},
 		"counter":           {with("boot_counter=2", "boot_counter=10"), ErrValue},
 		"negative counter":  {with("boot_counter=2", "boot_counter=-1"), ErrValue},
+		"rung":              {with("rung=0", "rung=4"), ErrValue},
+		"no rung":           {with("rung=", "#ung="), ErrValue},
+		"other":             {with("other=0", "other=2"), ErrValue},
+		"no other":          {with("other=", "#ther="), ErrValue},
 		"leading zero":      {[]byte(strings.ReplaceAll(string(good), "=10", "=011")), ErrValue},
 		"ten digits":        {[]byte(strings.ReplaceAll(string(good), "=10", "=1000000000")), ErrValue},
 		"not a number":      {[]byte(strings.ReplaceAll(string(good), "=10", "=1x")), ErrValue},
@@ -350,24 +354,6 @@ func TestWritesInPlace(t *testing.T) {
 	names, err := filepath.Glob(filepath.Join(filepath.Dir(filepath.Dir(s.paths[0])), "*", "*"))
 	if err != nil || len(names) != 2 {
 		t.Errorf("files beside the copies: %v, %v", names, err)
-	}
-}
-
-func TestSequenceWraps(t *testing.T) {
-	s := both(t, maxSeq-1, committed(slotA))
-	for _, step := range []struct {
-		do  func() error
-		seq int
-		st  State
-	}{
-		{func() error { return s.Arm(written(t, slotB), 3) }, maxSeq, trial(slotB, 3)},
-		{func() error { return s.Commit(slotB) }, 1, whole(slotB, true)},
-		{func() error { return s.Arm(written(t, slotA), 3) }, 2, trial(slotA, 3)},
-	} {
-		if err := step.do(); err != nil {
-			t.Fatal(err)
-		}
-		wantBoth(t, s, step.seq, step.st)
 	}
 }
 

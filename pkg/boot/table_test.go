@@ -185,10 +185,11 @@ func TestGrubTable(t *testing.T) {
 
 // table runs cases of the table on disks of its own.
 type table struct {
-	// plain has copy a first. A limit on the file's size makes what lies behind an
-	// offset unwritable, so a copy that alone cannot be written has to lie last.
-	plain, last [2]*machine // by the copy that lies last: a, b
-	user        *Store      // user space's view of the same copies
+	// last are the disks by the copy that lies last: a, b. A limit on the size of
+	// the file makes what lies behind an offset unwritable, so a copy that alone
+	// cannot be written has to lie last.
+	last [2]*machine
+	user *Store // user space's view of the same copies
 }
 
 func newTable(t *testing.T) *table {
