@@ -7,7 +7,8 @@ export OSCTL_CACHE ?= $(CURDIR)/.cache
 # binaries.
 BUILD = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=auto -ldflags '-s -w'
 SCRIPTS = $(shell git ls-files '*.sh') .ci/run \
-	images/rootfs/usr/lib/osctl/emergency images/debian/usr/lib/osctl/sshd-keygen
+	images/rootfs/usr/lib/osctl/emergency images/debian/usr/lib/osctl/sshd-keygen \
+	images/initramfs/watchdog
 PACKAGES = ./...
 
 .PHONY: all osctl deps tools check lint test crash demo run bench clean

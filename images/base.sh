@@ -13,7 +13,8 @@ suite=bookworm
 # Files newer than this get this time, so that equal packages give equal trees.
 export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-1767225600}
 
-inputs=("$here/customize.sh" "$here/packages.txt" "$here/initramfs/osctl.conf" "$here/initramfs/modules")
+inputs=("$here/customize.sh" "$here/packages.txt" "$here/modules-left-out.txt"
+	"$here/initramfs/osctl.conf" "$here/initramfs/modules" "$here/initramfs/watchdog")
 key=$(cat "${BASH_SOURCE[0]}" "${inputs[@]}" <(echo "$SOURCE_DATE_EPOCH") | sha256sum | cut -c1-16)
 
 mkdir -p "$cache"
@@ -58,6 +59,15 @@ names() {
 	sed -e 's/#.*//' -e '/^[[:space:]]*$/d' "$here/packages.txt" | paste -sd,
 }
 
+# leftOut prints the options that keep modules out of the tree.
+leftOut() {
+	local path
+	sed -e 's/#.*//' -e '/^[[:space:]]*$/d' "$here/modules-left-out.txt" | while read -r path; do
+		echo "--dpkgopt=path-exclude=/lib/modules/*/kernel/$path"
+		[[ $path == *.ko ]] || echo "--dpkgopt=path-exclude=/lib/modules/*/kernel/$path/*"
+	done
+}
+
 lists=$(mktemp --suffix=.list)
 part=$out.part
 tree=$cache/base.tree
@@ -69,6 +79,7 @@ if [[ -s $lists ]]; then
 	from=("$lists")
 fi
 
+mapfile -t excluded < <(leftOut)
 # Licences stay; manuals, translations and documentation go.
 # shellcheck disable=SC2016 # mmdebstrap's hooks expand $1
 mmdebstrap --mode=root --variant=minbase --format=directory --quiet \
@@ -82,9 +93,12 @@ mmdebstrap --mode=root --variant=minbase --format=directory --quiet \
 	--dpkgopt='path-exclude=/usr/share/bug/*' \
 	--dpkgopt='path-exclude=/usr/share/doc/*' \
 	--dpkgopt='path-include=/usr/share/doc/*/copyright' \
-	--essential-hook='mkdir -p "$1/etc/initramfs-tools/conf.d" "$1/usr/share/initramfs-tools/modules.d"' \
+	"${excluded[@]}" \
+	--essential-hook='mkdir -p "$1/etc/initramfs-tools/conf.d" "$1/usr/share/initramfs-tools/modules.d" "$1/usr/share/initramfs-tools/scripts/init-top"' \
 	--essential-hook="upload '$here/initramfs/osctl.conf' /etc/initramfs-tools/conf.d/osctl.conf" \
 	--essential-hook="upload '$here/initramfs/modules' /usr/share/initramfs-tools/modules.d/osctl" \
+	--essential-hook="upload '$here/initramfs/watchdog' /usr/share/initramfs-tools/scripts/init-top/osctl-watchdog" \
+	--essential-hook='chmod 0755 "$1/usr/share/initramfs-tools/scripts/init-top/osctl-watchdog"' \
 	"$suite" "$tree" "${from[@]}" 9>&- >&2
 "$here/customize.sh" "$tree" >&2
 

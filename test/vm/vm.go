@@ -53,6 +53,11 @@ type Config struct {
 	WriteLog string
 	// Memory is in MiB; zero is 1024.
 	Memory int
+	// Device is how the disk is attached, in QEMU's words with drive=disk; empty
+	// is virtio.
+	Device string
+	// Watchdog adds a hardware watchdog (i6300esb) that resets the machine.
+	Watchdog bool
 	// Forwards are the ports of the machine that can be reached on 127.0.0.1.
 	// Port 22 is always among them.
 	Forwards []Forward
@@ -173,6 +178,14 @@ func (m *Machine) arguments(vars string) []string {
 	if memory == 0 {
 		memory = 1024
 	}
+	device := m.config.Device
+	if device == "" {
+		device = "virtio-blk-pci,drive=disk"
+	}
+	var more []string
+	if m.config.Watchdog {
+		more = []string{"-device", "i6300esb", "-action", "watchdog=reset"}
+	}
 	network := "user,id=net,hostfwd=tcp:127.0.0.1:0-:22"
 	for _, f := range m.config.Forwards {
 		rule := fmt.Sprintf("hostfwd=tcp:127.0.0.1:%d-:%d", f.Host, f.Guest)
@@ -182,20 +195,20 @@ func (m *Machine) arguments(vars string) []string {
 			network += "," + rule
 		}
 	}
-	return []string{
+	return append([]string{
 		"-nodefaults", "-display", "none", "-no-user-config",
 		"-machine", "q35", "-cpu", "max", "-smp", "2", "-m", fmt.Sprint(memory),
 		"-accel", "tcg,thread=multi,tb-size=512",
 		"-drive", "if=pflash,format=raw,unit=0,readonly=on,file=" + escape(firmwareCode),
 		"-drive", "if=pflash,format=raw,unit=1,file=" + escape(vars),
 		"-blockdev", m.disk(),
-		"-device", "virtio-blk-pci,drive=disk",
+		"-device", device,
 		// Without a ROM: nothing boots from this network.
 		"-netdev", network, "-device", "virtio-net-pci,netdev=net,romfile=",
 		"-object", "rng-random,id=entropy,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=entropy",
 		"-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
 		"-chardev", "socket,id=monitor,fd=3", "-mon", "chardev=monitor,mode=control",
-	}
+	}, more...)
 }
 
 // disk is the block device "disk", as JSON.

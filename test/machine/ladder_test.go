@@ -1,0 +1,304 @@
+package machine
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kapernikov/osctl/test/need"
+	"github.com/kapernikov/osctl/test/vm"
+)
+
+// TestLadder takes one machine with a watchdog down the boot ladder and up again:
+// trials that never reach user space come back by themselves, a broken /etc ends
+// on the pristine rung, impatient restarts cost nothing, and the disk boots in
+// another machine.
+func TestLadder(t *testing.T) {
+	need.Long(t)
+	need.Root(t)
+	for _, tool := range []string{"qemu-system-x86_64", "mmdebstrap", "docker-registry", "mcopy"} {
+		need.Tool(t, tool)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Minute)
+	defer cancel()
+	site, err := NewSite(ctx, t.TempDir(), logNarrator{t})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := site.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := site.Install(ctx); err != nil {
+		t.Fatal(err)
+	}
+	// Slot B becomes a copy of slot A, to be spoilt in one way after the other.
+	if err := copySlot(site.Disk()); err != nil {
+		t.Fatal(err)
+	}
+	l := &ladder{Story{Site: site, tell: site.tell}}
+	t.Cleanup(func() {
+		if l.Machine == nil {
+			return
+		}
+		if t.Failed() {
+			t.Log(l.Machine.Tail(80))
+		}
+		if err := l.Machine.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, chapter := range []struct {
+		name string
+		tell func(context.Context) error
+	}{
+		{"the kernel of the trial is missing", l.kernelMissing},
+		{"the watchdog is armed", l.watchdog},
+		{"the trial panics", l.panics},
+		{"the trial hangs in the initrd", l.hangsInInitrd},
+		{"the trial hangs in user space", l.hangsInUserSpace},
+		{"a broken /etc", l.brokenEtc},
+		{"five impatient restarts", l.impatience},
+		{"the disk in another machine", l.otherMachine},
+	} {
+		if !t.Run(chapter.name, func(t *testing.T) {
+			if err := chapter.tell(ctx); err != nil {
+				t.Fatal(err)
+			}
+		}) {
+			return
+		}
+	}
+}
+
+// ladder is the machine on its way.
+type ladder struct{ Story }
+
+func (l *ladder) start(ctx context.Context, name, device string) (err error) {
+	l.Machine, err = vm.Start(ctx, vm.Config{
+		Disk: l.Site.Disk(), Dir: filepath.Join(l.Site.dir, name), Key: l.Site.ssh, Device: device, Watchdog: true,
+	})
+	return err
+}
+
+// copySlot makes slot B hold what slot A holds, by the layout of the installation.
+func copySlot(disk string) (err error) {
+	f, err := os.OpenFile(disk, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	from := io.NewSectionReader(f, 65*mib, slotSize)
+	_, err = io.Copy(io.NewOffsetWriter(f, 65*mib+slotSize), from)
+	return err
+}
+
+// trialOfB is a boot state that has slot B on trial, as GRUB reads it.
+func trialOfB(tries int) string {
+	text := fmt.Sprintf("# GRUB Environment Block\nseq=900\nustate=1\nrootfs=B\nboot_counter=%d\nrung=0\nother=0\nend=900\n", tries)
+	return text + strings.Repeat("#", 1024-len(text))
+}
+
+// arm puts slot B on trial by hand: how osctl does it is another test's business.
+func (l *ladder) arm(ctx context.Context, tries int) error {
+	env := base64.StdEncoding.EncodeToString([]byte(trialOfB(tries)))
+	_, err := l.run(ctx, "for c in a b; do echo "+env+" | base64 -d | dd of=/efi/osctl/$c/grubenv conv=notrunc status=none; done; sync", 0)
+	return err
+}
+
+// spoil changes slot B, which does not run.
+func (l *ladder) spoil(ctx context.Context, commands string) error {
+	_, err := l.run(ctx, "set -e; mkdir -p /run/b; mount /dev/disk/by-partlabel/rootfsB /run/b; cd /run/b; "+commands+"; cd /; umount /run/b", 0)
+	return err
+}
+
+// tryAndReturn boots the spoilt trial and sees the machine come back by itself.
+func (l *ladder) tryAndReturn(ctx context.Context) error {
+	if err := l.arm(ctx, 1); err != nil {
+		return err
+	}
+	if err := l.reboot(ctx); err != nil {
+		return err
+	}
+	if err := l.settled(ctx, `osctl: slot B \(trial\)`); err != nil {
+		return err
+	}
+	if err := l.settled(ctx, `osctl: slot A \(fallback\)`); err != nil {
+		return err
+	}
+	return l.settled(ctx, `recorded the fall back: slot B`)
+}
+
+func (l *ladder) kernelMissing(ctx context.Context) error {
+	esp := l.Site.Disk() + "@@1M"
+	env := filepath.Join(l.Site.dir, "env")
+	if err := os.WriteFile(env, []byte(trialOfB(3)), 0o600); err != nil {
+		return err
+	}
+	for _, name := range []string{"a", "b"} {
+		if err := l.Site.quiet(ctx, "mcopy", "-o", "-i", esp, env, "::/osctl/"+name+"/grubenv"); err != nil {
+			return err
+		}
+	}
+	if err := l.removeKernel(ctx); err != nil {
+		return err
+	}
+	if err := l.start(ctx, "machine", ""); err != nil {
+		return err
+	}
+	if err := l.settled(ctx, `osctl: slot B cannot be started`); err != nil {
+		return err
+	}
+	return l.settled(ctx, `recorded the fall back: slot B`)
+}
+
+// removeKernel takes the kernel out of slot B on the host.
+func (l *ladder) removeKernel(ctx context.Context) error {
+	out, err := exec.CommandContext(ctx, "losetup", "--find", "--show", "--offset", fmt.Sprint(65*mib+slotSize), "--sizelimit", fmt.Sprint(slotSize), l.Site.Disk()).Output()
+	if err != nil {
+		return fmt.Errorf("attaching slot B: %w", err)
+	}
+	loop := strings.TrimSpace(string(out))
+	err = l.Site.quiet(ctx, "debugfs", "-w", "-R", "rm /boot/vmlinuz", loop)
+	return errors.Join(err, l.Site.quiet(ctx, "losetup", "--detach", loop))
+}
+
+func (l *ladder) watchdog(ctx context.Context) error {
+	_, err := l.run(ctx, "grep -H . /sys/class/watchdog/watchdog0/{identity,state,timeout}; systemctl show --property RuntimeWatchdogUSec", 0,
+		"identity:i6300ESB timer", "state:active", "timeout:60", "RuntimeWatchdogUSec=1min")
+	return err
+}
+
+// panics: without what init= names, the kernel panics.
+func (l *ladder) panics(ctx context.Context) error {
+	if err := l.spoil(ctx, "cp /boot/vmlinuz boot/; mv usr/lib/osctl/preinit usr/lib/osctl/preinit.away; rm -f sbin/init usr/sbin/init"); err != nil {
+		return err
+	}
+	return l.tryAndReturn(ctx)
+}
+
+// hangsInInitrd: a second archive behind the initial RAM disk adds a script that
+// never ends.
+func (l *ladder) hangsInInitrd(ctx context.Context) error {
+	archive := cpio(map[string]string{
+		"scripts": "", "scripts/init-premount": "",
+		"scripts/init-premount/ORDER": "/scripts/init-premount/hang \"$@\"\n",
+		"scripts/init-premount/hang":  "#!/bin/sh\necho 'hanging in the initrd' >/dev/console\nwhile :; do sleep 1000; done\n",
+	})
+	err := l.spoil(ctx, "mv usr/lib/osctl/preinit.away usr/lib/osctl/preinit; cp boot/initrd.img boot/initrd.whole; "+
+		"truncate -s %4 boot/initrd.img; echo "+base64.StdEncoding.EncodeToString(archive)+" | base64 -d >>boot/initrd.img")
+	if err != nil {
+		return err
+	}
+	return l.tryAndReturn(ctx)
+}
+
+// cpio packs files, and folders, which have no text, into an archive in the "newc"
+// format that the kernel unpacks: a header of hexadecimal numbers, the name and the
+// text, each padded to four bytes.
+func cpio(files map[string]string) []byte {
+	var out []byte
+	pad := func() {
+		for len(out)%4 != 0 {
+			out = append(out, 0)
+		}
+	}
+	entry := func(name string, mode int, text string) {
+		out = fmt.Appendf(out, "070701%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%s\x00",
+			0, mode, 0, 0, 1, 0, len(text), 0, 0, 0, 0, len(name)+1, 0, name)
+		pad()
+		out = append(out, text...)
+		pad()
+	}
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		mode := 0o100755
+		if files[name] == "" {
+			mode = 0o40755
+		}
+		entry(name, mode, files[name])
+	}
+	entry("TRAILER!!!", 0, "")
+	return out
+}
+
+// hangsInUserSpace: process 1 does nothing, so nobody feeds the watchdog.
+func (l *ladder) hangsInUserSpace(ctx context.Context) error {
+	err := l.spoil(ctx, "mv boot/initrd.whole boot/initrd.img; rm usr/lib/osctl/preinit; "+
+		`printf '#!/bin/sh\necho hanging in user space\nwhile :; do sleep 1000; done\n' >usr/lib/osctl/preinit; chmod 755 usr/lib/osctl/preinit`)
+	if err != nil {
+		return err
+	}
+	return l.tryAndReturn(ctx)
+}
+
+// brokenEtc: a mount that cannot work keeps the system from its targets.
+func (l *ladder) brokenEtc(ctx context.Context) error {
+	if _, err := l.run(ctx, "echo 'nothing /nowhere nosuchfs defaults 0 0' >>/etc/fstab", 0); err != nil {
+		return err
+	}
+	if err := l.reboot(ctx); err != nil {
+		return err
+	}
+	for _, line := range []string{
+		`osctl: slot A \(committed\)`, `osctl: restarting`, `osctl: slot A \(committed\)`, `osctl: restarting`,
+		`osctl: slot A \(committed\)`, `osctl: restarting`, `osctl: slot A \(pristine\)`,
+		`nothing to do: slot A: slot A is committed, and runs with a pristine /etc`,
+	} {
+		if err := l.settled(ctx, line); err != nil {
+			return err
+		}
+	}
+	return l.mend(ctx)
+}
+
+// mend removes what broke /etc. The machine's keys are in the same folder and were
+// taken over, or nobody could log in.
+func (l *ladder) mend(ctx context.Context) error {
+	_, err := l.run(ctx, "rm /data/etc/A/upper/fstab; osctl history | head -3", 0, "pristine")
+	return err
+}
+
+// impatience: each restart comes as soon as somebody can log in.
+func (l *ladder) impatience(ctx context.Context) error {
+	for range 5 {
+		if err := l.reboot(ctx); err != nil {
+			return err
+		}
+		if err := l.settled(ctx, `osctl: slot A \(committed\)`); err != nil {
+			return err
+		}
+		if err := l.Machine.Connect(ctx); err != nil {
+			return err
+		}
+	}
+	return l.settled(ctx, `nothing to do: slot A: slot A is committed`+"$")
+}
+
+// otherMachine: another port, another controller, a firmware that knows nothing.
+func (l *ladder) otherMachine(ctx context.Context) error {
+	if err := l.Machine.PowerOff(ctx); err != nil {
+		return err
+	}
+	if err := l.Machine.Close(); err != nil {
+		return err
+	}
+	if err := l.start(ctx, "other", "ide-hd,drive=disk,bus=ide.3"); err != nil {
+		return err
+	}
+	if err := l.settled(ctx, `nothing to do: slot A: slot A is committed`); err != nil {
+		return err
+	}
+	_, err := l.run(ctx, "findmnt -no SOURCE /", 0, "/dev/sda2")
+	return err
+}
