@@ -11,7 +11,7 @@ SCRIPTS = $(shell git ls-files '*.sh') .ci/run \
 	images/initramfs/watchdog
 PACKAGES = ./...
 
-.PHONY: all osctl deps tools check lint test crash demo run bench clean
+.PHONY: all osctl deps tools check lint test fuzz crash demo run bench clean
 
 all: osctl
 
@@ -49,6 +49,14 @@ test: deps tools osctl lint
 crash: deps tools
 	OSCTL_CRASH=all $(GO) test -count=1 -v -timeout 60m ./test/crash/...
 	OSCTL_EXHAUSTIVE=1 $(GO) test -count=1 -v -timeout 60m -run TestGrubTable ./pkg/boot
+
+# fuzz runs each fuzz target for a while; its seeds run with every test.
+FUZZTIME ?= 30s
+fuzz:
+	@git grep -oE '^func Fuzz[A-Za-z]+' -- '*_test.go' | while IFS=: read -r file name; do \
+		echo "$$file $${name#func }"; \
+		$(GO) test -run '^$$' -fuzz "^$${name#func }\$$" -fuzztime $(FUZZTIME) "./$${file%/*}" </dev/null || exit 1; \
+	done
 
 demo: deps osctl
 	images/tools/build.sh containerd nerdctl
