@@ -20,6 +20,7 @@ import (
 	"github.com/kapernikov/osctl/pkg/config"
 	"github.com/kapernikov/osctl/pkg/device"
 	"github.com/kapernikov/osctl/pkg/disk"
+	"github.com/kapernikov/osctl/pkg/etc"
 	"github.com/kapernikov/osctl/pkg/fetch"
 	"github.com/kapernikov/osctl/pkg/health"
 	"github.com/kapernikov/osctl/pkg/install"
@@ -96,6 +97,7 @@ func rules() []rule {
 func refusalRules() []rule {
 	return []rule{
 		{as[usageError](), exitUsage, ""},
+		{is(etc.ErrPath), exitUsage, ""},
 		{is(fetch.ErrReference), exitUsage, ""},
 		{is(publish.ErrReference), exitUsage, ""},
 		{is(context.Canceled), exitFailed, "interrupted; the same command goes on where it stopped"},
@@ -114,6 +116,7 @@ func refusalRules() []rule {
 		{is(boot.ErrBusy), exitBusy, "wait for the other osctl to end"},
 		{is(boot.ErrState), exitBusy, "osctl status shows the state; let the trial end, or end it with osctl rollback"},
 		{is(disk.ErrBusy), exitBusy, "unmount or detach it, or end who uses it"},
+		{is(errResetPending), exitBusy, "reboot first, or take it back: osctl reset --cancel"},
 		{is(upgrade.ErrNoProvenSlot), exitFailed, "install another image with osctl upgrade"},
 		{is(device.ErrNoSlot), exitFailed, "run this on a machine that osctl installed, or set bootedSlot in osctl.yaml"},
 		{is(publish.ErrPassword), exitFailed, "give the key's password in COSIGN_PASSWORD, or run this on a terminal"},
@@ -156,6 +159,7 @@ func storageRules() []rule {
 		{is(unix.EIO), exitStorage, dmesg},
 		{is(slot.ErrMedium), exitStorage, dmesg},
 		{is(disk.ErrReadBack), exitStorage, dmesg},
+		{is(etc.ErrNoImage), exitStorage, "osctl status tells what the slot should hold"},
 		{is(disk.ErrTable), exitStorage, dmesg},
 		{is(boot.ErrOneCopy), exitStorage, "it is in effect; check the boot partition: dmesg, df -h /efi"},
 		{is(boot.ErrReadBack), exitStorage, "check the boot partition: dmesg, df -h /efi"},

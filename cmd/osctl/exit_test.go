@@ -23,6 +23,7 @@ import (
 	"github.com/kapernikov/osctl/pkg/config"
 	"github.com/kapernikov/osctl/pkg/device"
 	"github.com/kapernikov/osctl/pkg/disk"
+	"github.com/kapernikov/osctl/pkg/etc"
 	"github.com/kapernikov/osctl/pkg/fetch"
 	"github.com/kapernikov/osctl/pkg/grubenv"
 	"github.com/kapernikov/osctl/pkg/health"
@@ -73,6 +74,8 @@ func outcomes() map[string]outcome {
 		"fetch.ErrNotFound":          {errors.Join(fetch.ErrRegistry, fetch.ErrNotFound), 40, "the tag"},
 		"fetch.ErrReference":         {fetch.ErrReference, 2, ""},
 		"fetch.ErrRegistry":          {fetch.ErrRegistry, 40, "check the network"},
+		"etc.ErrNoImage":             {etc.ErrNoImage, 50, "osctl status"},
+		"etc.ErrPath":                {etc.ErrPath, 2, ""},
 		"fetch.ErrStore":             {fetch.ErrStore, 50, "free space"},
 		"health.ErrContainers":       {health.ErrContainers, 1, "systemctl status containerd"},
 		"health.ErrSystemd":          {health.ErrSystemd, 1, "systemctl status"},

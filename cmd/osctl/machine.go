@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -188,6 +187,9 @@ func (m *machine) upgrade(reference string) (upgrade.Machine, error) {
 	if m.err != nil {
 		return upgrade.Machine{}, m.err
 	}
+	if order, err := etc.PendingFactory(m.config.StateDir); err == nil && order != nil {
+		return upgrade.Machine{}, errResetPending
+	}
 	v, err := m.verifier(reference)
 	if err != nil {
 		return upgrade.Machine{}, err
@@ -214,20 +216,4 @@ func (m *machine) version() string {
 		}
 	}
 	return m.release.Version
-}
-
-// degraded lists what preinit could not do on this boot.
-func (m *machine) degraded() []string {
-	r, err := etc.ReadReport(filepath.Join(m.config.RuntimeDir, filepath.Base(etc.ReportPath)))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return []string{err.Error()}
-	}
-	var list []string
-	for _, p := range r.Problems {
-		list = append(list, p.Step+": "+p.Error)
-	}
-	return list
 }

@@ -40,9 +40,11 @@ func runStatus(ctx context.Context, o statusOptions, s streams) error {
 	if err != nil {
 		return err
 	}
+	pre := m.preinitReport()
 	shot := status.Take(ctx, status.Sources{
 		Product: m.config.Product, Booted: m.booted, BootedErr: m.err, Release: m.release, Boot: m.boot,
 		Ledger: m.ledger, Containers: m.containers().List, DataDir: filepath.Dir(m.config.StateDir), Degraded: m.degraded(),
+		Etc: string(pre.Etc), Data: string(pre.Data), Done: pre.Done, Pending: m.pendingResets(), LastWords: m.lastWords(),
 	})
 	if o.json {
 		return printJSON(s.out, shot)
@@ -55,6 +57,9 @@ func runStatus(ctx context.Context, o statusOptions, s streams) error {
 func printStatus(w io.Writer, shot status.Snapshot) error {
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	fmt.Fprintf(t, "%s\n\n", headline(shot))
+	if shot.Why != "" && shot.State != "trial" {
+		fmt.Fprintf(t, "  Why\t%s\n\n", shot.Why)
+	}
 	printSystem(t, "● Booted", shot.Booted)
 	printSystem(t, "  "+otherTitle(shot), shot.Other)
 	if f := shot.LastFailure; f != nil {
@@ -73,8 +78,13 @@ func printStatus(w io.Writer, shot status.Snapshot) error {
 	if shot.Space != nil {
 		fmt.Fprintf(t, "  Space\t%s of %s free on %s\n", size(int64(shot.Space.Free)), size(int64(shot.Space.Total)), shot.Space.Path)
 	}
-	for _, p := range shot.Problems {
-		fmt.Fprintf(t, "  Problem\t%s\n", p)
+	for _, list := range []struct {
+		title string
+		lines []string
+	}{{"Pending", shot.Pending}, {"Done", shot.Done}, {"Lost", shot.Lost}, {"Problem", shot.Problems}} {
+		for _, line := range list.lines {
+			fmt.Fprintf(t, "  %s\t%s\n", list.title, line)
+		}
 	}
 	return t.Flush()
 }

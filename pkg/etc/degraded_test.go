@@ -175,6 +175,9 @@ func TestDataPartitions(t *testing.T) {
 				t.Errorf("/etc comes from %q, want %q", r.Etc, c.etc)
 			}
 			m.want(c.files)
+			if want := map[bool]Access{true: ReadOnly, false: Writable}[len(c.flags) > 0]; r.Data != want && name != "damaged" {
+				t.Errorf("the data partition is %s, want %s", r.Data, want)
+			}
 			if got := m.problems(r); c.want == "" && got != "" || !strings.Contains(got, c.want) {
 				t.Errorf("problems %q, want %q", got, c.want)
 			}
@@ -213,7 +216,7 @@ func TestOtherPartitions(t *testing.T) {
 			before, err := os.ReadFile(m.image)
 			must(t, err)
 			r := m.boot("committed")
-			if got := m.problems(r); r.Etc != FromMemory || !strings.HasPrefix(got, "mounting /data: /dev/loop") || strings.Contains(got, "mounting /etc") {
+			if got := m.problems(r); r.Etc != FromMemory || r.Data != Missing || !strings.HasPrefix(got, "mounting /data: /dev/loop") || strings.Contains(got, "mounting /etc") {
 				t.Errorf("/etc from %q, problems %q", r.Etc, got)
 			}
 			m.want(map[string]string{"fstab": "image\n"})

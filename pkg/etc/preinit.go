@@ -48,6 +48,16 @@ const (
 	FromImage Source = "image"
 )
 
+// Access is what a partition permits.
+type Access string
+
+// The kinds of access.
+const (
+	Missing  Access = "missing" // not mounted
+	ReadOnly Access = "read-only"
+	Writable Access = "writable"
+)
+
 // PristineBoot is the osctl.boot= of a boot that is to leave the slot's own /etc
 // alone, because the slot did not come up with it.
 const PristineBoot = "pristine"
@@ -60,6 +70,8 @@ type Report struct {
 	Boot string `json:"boot"`
 	// Etc says where changes of /etc are.
 	Etc Source `json:"etc"`
+	// Data is how the data partition is mounted.
+	Data Access `json:"data"`
 	// Done are the orders that were carried out, for people.
 	Done []string `json:"done"`
 	// Problems are the steps that did not succeed, in order; none on a good start.
@@ -139,7 +151,8 @@ func (s *starter) run() Report {
 	const readOnly = unix.MS_NOATIME | unix.MS_RDONLY
 	data := s.mountPartition("data", DataDir, fileSystem{"ext4", unix.MS_NOATIME, ""}, fileSystem{"btrfs", unix.MS_NOATIME, ""},
 		fileSystem{"ext4", readOnly, ""}, fileSystem{"ext4", readOnly, "noload"}, fileSystem{"btrfs", readOnly, ""})
-	if data == writable {
+	s.report.Data = data
+	if data == Writable {
 		s.carryOut()
 	}
 	if booted.Slot != "" {
@@ -177,39 +190,30 @@ type fileSystem struct {
 	options string
 }
 
-// access is what a mounted partition permits.
-type access int
-
-const (
-	missing access = iota
-	readable
-	writable
-)
-
 // mountPartition mounts a partition of the disk that the root file system is on,
 // in the first of the ways that works.
-func (s *starter) mountPartition(label, target string, ways ...fileSystem) access {
+func (s *starter) mountPartition(label, target string, ways ...fileSystem) Access {
 	step := "mounting " + target
 	dev, err := s.find(label)
 	if err != nil {
 		s.try(step, err)
-		return missing
+		return Missing
 	}
 	var failed error
 	for _, way := range ways {
 		err := s.mount(dev, s.path(target), way.name, way.flags, way.options)
 		switch {
 		case err == nil && way.flags&unix.MS_RDONLY == 0:
-			return writable
+			return Writable
 		case err == nil:
 			s.try(step, fmt.Errorf("it is mounted read-only: %w", failed))
-			return readable
+			return ReadOnly
 		case way.flags&unix.MS_RDONLY == 0:
 			failed = errors.Join(failed, fmt.Errorf("%s as %s: %w", dev, way.name, err))
 		}
 	}
 	s.try(step, failed)
-	return missing
+	return Missing
 }
 
 // carryOut does what was ordered for this start. An order that failed is dropped
@@ -241,11 +245,11 @@ func (s *starter) carryOut() {
 // mountEtc mounts the overlay over /etc: on the upper directory of the slot; where
 // that cannot be written, in memory above it; and where it cannot be used, or the
 // slot did not come up with it, in memory with what identifies the machine.
-func (s *starter) mountEtc(booted device.Boot, data access) {
+func (s *starter) mountEtc(booted device.Boot, data Access) {
 	lower, memory := s.path("/etc"), s.path(MemoryDir)
 	slotDir := filepath.Join(s.path(UppersDir), string(booted.Slot))
 	own := booted.Kind != PristineBoot
-	if own && data == writable {
+	if own && data == Writable {
 		err := s.mountUpper(lower, slotDir, nil)
 		if err == nil {
 			err = wantWritable(lower)
@@ -258,7 +262,7 @@ func (s *starter) mountEtc(booted device.Boot, data access) {
 	s.report.Etc = FromMemory
 	upper := filepath.Join(slotDir, "upper")
 	info, err := os.Stat(upper)
-	if data != missing && err == nil && info.IsDir() {
+	if data != Missing && err == nil && info.IsDir() {
 		if own && s.try("mounting /etc in memory above that of the slot", s.mountUpper(lower, memory, []string{upper})) {
 			return
 		}

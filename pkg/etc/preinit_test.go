@@ -56,7 +56,7 @@ func TestPreinit(t *testing.T) {
 	defer unix.Umask(unix.Umask(0o077)) // modes do not depend on that of process 1
 	m := newFakeMachine(t, "root=x osctl.slot=B osctl.boot=trial\n")
 	got := m.run()
-	want := Report{Slot: "B", Boot: "trial", Etc: FromSlot, Done: []string{}, Problems: []Problem{}}
+	want := Report{Slot: "B", Boot: "trial", Etc: FromSlot, Data: Writable, Done: []string{}, Problems: []Problem{}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("the report (-want +got):\n%s", diff)
 	}

@@ -80,7 +80,7 @@ type Failure struct {
 // Event is one line of the history.
 type Event struct {
 	At      time.Time   `json:"at"`
-	Kind    string      `json:"kind"` // installed, staged, committed, failed, rolled back
+	Kind    string      `json:"kind"` // installed, staged, committed, failed, rolled back, adopted, reset, rebuilt
 	Slot    device.Slot `json:"slot,omitempty"`
 	Version string      `json:"version,omitempty"`
 	Digest  string      `json:"digest,omitempty"`

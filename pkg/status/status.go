@@ -35,7 +35,13 @@ type Snapshot struct {
 	State string `json:"state"`
 	// TriesLeft counts the boots that a trial has left.
 	TriesLeft int `json:"triesLeft,omitempty"`
-	// NextBoot is the slot that GRUB will boot.
+	// Boot is why GRUB chose the running system: committed, trial, fallback,
+	// unsaved, pristine, other or rescue (docs/boot-states.md).
+	Boot string `json:"boot,omitempty"`
+	// Why explains a boot that is not as it should be, with the reason of the one
+	// before if that is known.
+	Why string `json:"why,omitempty"`
+	// NextBoot is the slot that GRUB will boot, or "rescue".
 	NextBoot device.Slot `json:"nextBoot,omitempty"`
 	// Booted is the running system, Other what the other slot holds.
 	Booted System `json:"booted"`
@@ -47,7 +53,14 @@ type Snapshot struct {
 	Floor       ledger.Floor    `json:"floor"`
 	Workloads   []Workload      `json:"workloads"`
 	Space       *Space          `json:"space,omitempty"`
-	Problems    []string        `json:"problems"`
+	// Etc says where changes of /etc go: slot, memory or image.
+	Etc string `json:"etc,omitempty"`
+	// Lost is what does not work on a degraded machine, in words.
+	Lost []string `json:"lost"`
+	// Pending are resets that the next boot carries out, Done those of this boot.
+	Pending  []string `json:"pending"`
+	Done     []string `json:"done"`
+	Problems []string `json:"problems"`
 }
 
 // System is what one slot holds.
@@ -95,8 +108,14 @@ type Sources struct {
 	Containers func(ctx context.Context) ([]health.Container, error)
 	// DataDir is a path on the data partition.
 	DataDir string
-	// Degraded are the problems that preinit found.
-	Degraded []string
+	// Degraded are the problems that preinit found, Etc and Data what it made of
+	// /etc and of the data partition (package etc); empty if it did not run.
+	Degraded  []string
+	Etc, Data string
+	// Pending and Done are resets that are ordered, and were carried out.
+	Pending, Done []string
+	// LastWords is what the system said that stopped before this one.
+	LastWords string
 }
 
 // Take takes the snapshot.
@@ -104,10 +123,8 @@ func Take(ctx context.Context, s Sources) Snapshot {
 	shot := Snapshot{
 		APIVersion: "osctl.kapernikov.com/v1", Kind: "Status", Product: s.Product,
 		Architecture: device.Architecture(), State: "unknown",
-		Workloads: []Workload{}, Problems: slices.Clone(s.Degraded),
-	}
-	if shot.Problems == nil {
-		shot.Problems = []string{}
+		Boot: s.Booted.Kind, Etc: s.Etc, Workloads: []Workload{},
+		Problems: list(s.Degraded), Lost: []string{}, Pending: list(s.Pending), Done: list(s.Done),
 	}
 	if s.BootedErr != nil {
 		shot.complain("the booted slot is unknown", s.BootedErr)
@@ -125,9 +142,58 @@ func Take(ctx context.Context, s Sources) Snapshot {
 		shot.LastFailure = &l.Failed[len(l.Failed)-1]
 	}
 	shot.Floor = l.Floor
+	shot.why(l, s.LastWords)
 	shot.containers(ctx, s)
-	shot.space(s.DataDir)
+	if s.Data != "missing" {
+		shot.space(s.DataDir)
+	}
+	shot.losses(s)
 	return shot
+}
+
+// list is a copy that is never nil, for JSON.
+func list(in []string) []string { return append([]string{}, in...) }
+
+// why explains how the machine came to run what it runs: by the boot loader's
+// word, and by what the boots before left to be read.
+func (shot *Snapshot) why(l *ledger.Ledger, lastWords string) {
+	shot.Why = boot.Why(shot.Boot)
+	if !slices.Contains([]string{boot.KindPristine, boot.KindOther, boot.KindRescue, boot.KindFallback}, shot.Boot) {
+		return
+	}
+	for _, e := range slices.Backward(l.History) {
+		if e.Kind == "not up" {
+			shot.Why += "; slot " + string(e.Slot) + " lacked " + e.Reason
+			break
+		}
+		if e.Kind == "committed" || e.Kind == "installed" {
+			break // what was before that has passed
+		}
+	}
+	if lastWords != "" {
+		shot.Why += "; it stopped with: " + lastWords
+	}
+}
+
+// losses names what does not work because something is missing.
+func (shot *Snapshot) losses(s Sources) {
+	lose := func(text string) { shot.Lost = append(shot.Lost, text) }
+	switch {
+	case s.Etc == "memory" && s.Booted.Kind == boot.KindPristine:
+		lose("this machine's changes of /etc are not in use, and changes made now are gone at the next boot")
+	case s.Etc == "memory":
+		lose("changes of /etc are kept in memory and gone at the next boot")
+	case s.Etc == "image":
+		lose("/etc is the image's own and cannot be changed")
+	}
+	switch full := shot.Space != nil && shot.Space.Free == 0; {
+	case s.Data == "missing":
+		lose("there is no data partition: no applications, no history, no upgrade; a rollback works")
+	case s.Data == "read-only":
+		lose("the data partition cannot be written: applications cannot work, and upgrades are refused; a rollback works")
+	case full:
+		lose("the data partition is full: upgrades are refused; a rollback works")
+	}
 }
 
 func (shot *Snapshot) complain(what string, err error) {
@@ -166,15 +232,13 @@ func (shot *Snapshot) bootState(s Sources) {
 		shot.complain("boot state", err)
 		return
 	}
-	shot.NextBoot = state.Rootfs
+	next, _ := boot.Next(state)
+	shot.NextBoot = next.Slot
 	switch {
 	case state.Phase == boot.FellBack:
 		shot.State = "fell back"
 	case state.Phase == boot.Trial && state.Rootfs == s.Booted.Slot:
 		shot.State, shot.TriesLeft = "trial", state.Tries
-		if state.Tries == 0 {
-			shot.NextBoot = state.Rootfs.Other()
-		}
 	case state.Phase == boot.Trial:
 		shot.State, shot.TriesLeft = "armed", state.Tries
 	case state.Rootfs != s.Booted.Slot && s.Booted.Slot != "":
