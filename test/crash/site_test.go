@@ -142,6 +142,8 @@ func (s *site) image(version string, seed byte) image {
 	s.t.Helper()
 	tree := filepath.Join(s.dir, "tree-"+version)
 	random := rand.NewChaCha8([32]byte{seed, 7})
+	s.writeFile(filepath.Join(tree, "usr/lib/osctl/boot/BOOTX64.EFI"), []byte("MZ, as every EFI program begins"))
+	s.writeFile(filepath.Join(tree, "usr/lib/osctl/boot/grub.cfg"), []byte("# of "+version))
 	for name, size := range map[string]int{"boot/vmlinuz": 300_000, "boot/initrd.img": 500_000, "usr/lib/data": 1_400_000} {
 		data := make([]byte, size)
 		random.Read(data) //nolint:errcheck // never fails

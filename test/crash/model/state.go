@@ -166,3 +166,6 @@ func (h hasher) node(n *Node) {
 		}
 	}
 }
+
+// Volumes returns the block devices of the state.
+func (s State) Volumes() map[*Node]Volume { return maps.Clone(s.volumes) }
