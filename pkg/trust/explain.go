@@ -55,8 +55,11 @@ func (v *Verifier) Explain(ctx context.Context, img osimage.Image, sigs []osimag
 		return Explanation{}, err
 	}
 	e := Explanation{Index: -1, Found: j.found.String(), Refusal: j.refusal}
-	if e.Found == "" {
-		e.Found = plural(len(sigs))
+	switch {
+	case len(sigs) == 0:
+		e.Found = "no signature"
+	case e.Found == "":
+		e.Found = plural(len(sigs)) + ", not looked at"
 	}
 	for i := range v.rules {
 		if j.rule == &v.rules[i] {

@@ -341,7 +341,7 @@ func TestExplain(t *testing.T) {
 	}
 	local := made(t, trust.Policy{Keys: []trust.Key{named("one", one)}, Rules: []trust.PolicyRule{{Name: "r", Repository: "h/**", Keys: []string{"one"}}}})
 	e, err = local.Explain(t.Context(), img, sigs)
-	if err != nil || e.Rule != nil || e.Index != -1 || e.Refusal == nil || e.Refusal.Rule != trust.NoRule || e.Found != "2 signatures" {
+	if err != nil || e.Rule != nil || e.Index != -1 || e.Refusal == nil || e.Refusal.Rule != trust.NoRule || e.Found != "2 signatures, not looked at" {
 		t.Errorf("without a rule: %+v, %v", e, err)
 	}
 	if _, err := (&trust.Verifier{}).Explain(t.Context(), img, sigs); !errors.Is(err, trust.ErrPolicy) {
