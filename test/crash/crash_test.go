@@ -19,7 +19,7 @@ import (
 const seed = 3
 
 // exhaustive reports whether this is the long run ("make crash").
-func exhaustive() bool { return os.Getenv("OSCTL_CRASH") == "all" }
+func exhaustive() bool { return os.Getenv("OSCTL_EXHAUSTIVE") == "1" }
 
 // bounds are how far each operation is explored.
 func bounds() model.Bounds {
