@@ -68,6 +68,7 @@ func TestMachine(t *testing.T) {
 		{"story", story.Tell},
 		{"power cut while the slot is written", story.powerCut},
 		{"rollback by hand", story.rollBack},
+		{"power cut at every write of an upgrade", func(ctx context.Context) error { return story.everyWrite(ctx, t) }},
 	} {
 		if !t.Run(chapter.name, func(t *testing.T) {
 			if err := chapter.tell(ctx); err != nil {

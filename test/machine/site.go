@@ -356,9 +356,14 @@ func (s *Site) Install(ctx context.Context) error {
 
 // Start switches the machine on. The console's text goes to console as well.
 func (s *Site) Start(ctx context.Context, console io.Writer) (*vm.Machine, error) {
-	return vm.Start(ctx, vm.Config{
-		Disk: s.Disk(), Dir: filepath.Join(s.dir, "machine"), Key: s.ssh, Console: console, Forwards: []vm.Forward{{Guest: 8080}},
-	})
+	config := s.config()
+	config.Console = console
+	return vm.Start(ctx, config)
+}
+
+// config describes the machine.
+func (s *Site) config() vm.Config {
+	return vm.Config{Disk: s.Disk(), Dir: filepath.Join(s.dir, "machine"), Key: s.ssh, Forwards: []vm.Forward{{Guest: 8080}}}
 }
 
 // host runs osctl on the host, in a folder. Keys of the story have no password.
