@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/kapernikov/osctl/pkg/boot"
 	"github.com/kapernikov/osctl/test/crash/model"
 	"github.com/kapernikov/osctl/test/crash/record"
 )
@@ -185,4 +186,94 @@ func (j *judge) class(r *recording, s model.State, v verdict) string {
 		}
 	}
 	return b.String()
+}
+
+// converge lets the machine boot from a state, and osctl go on.
+func (j *judge) converge(o *operation, r *recording, s model.State, v verdict) error {
+	dir, err := os.MkdirTemp(j.fast, "converge")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir) //nolint:errcheck // below the test's folder
+	m := machine{j.site, dir}
+	m.fixed()
+	if err := errors.Join(r.world.Put(s, dir), m.putCopies(v.copies)); err != nil {
+		return err
+	}
+	return m.goOn(j, o, v.booted)
+}
+
+// goOn is the machine after GRUB: the end of the boot, the same command again, until
+// the goal is committed.
+func (m machine) goOn(j *judge, o *operation, now booted) error {
+	const enough = 5
+	for boots := range enough {
+		if o.red && now.slot == "B" {
+			m.gateIsRed()
+		} else {
+			m.remove("run")
+		}
+		if r := m.run(now, settle...); r.code != 0 {
+			return fmt.Errorf("%w: settle on %v: %v", errNotConverged, now, r)
+		}
+		if r := m.run(now, "status"); r.code != 0 {
+			return fmt.Errorf("%w: status on %v: %v", errNotConverged, now, r)
+		}
+		release, err := m.release(j, now.slot)
+		if err != nil {
+			return err
+		}
+		if boots == 0 && o.args[0] != "settle" && (o.always || release != o.goal) {
+			if err := m.again(o, now); err != nil {
+				return err
+			}
+		}
+		if now, err = j.bootMachine(m); err != nil {
+			return err
+		}
+		if release, err = m.release(j, now.slot); err != nil {
+			return err
+		}
+		if release == o.goal && now.kind == "committed" {
+			return m.arrived()
+		}
+	}
+	return fmt.Errorf("%w: after %d boots GRUB boots %v", errNotConverged, enough, now)
+}
+
+// again runs the command once more. A trial that GRUB could not take is remembered
+// as a failure, so it takes --retry.
+func (m machine) again(o *operation, now booted) error {
+	r := m.run(now, o.args...)
+	if r.code == exitRefused && now.kind == "unsaved" {
+		r = m.run(now, append(o.args[:len(o.args):len(o.args)], "--retry")...)
+	}
+	if r.code != 0 {
+		return fmt.Errorf("%w: osctl %v on %v: %v", errNotConverged, o.args[0], now, r)
+	}
+	return nil
+}
+
+// exitRefused is the exit code for an image that may not be installed.
+const exitRefused = 21
+
+// release is what a slot holds whole, by its name; empty for none.
+func (m machine) release(j *judge, slot string) (string, error) {
+	w, s, err := record.Read(m.dir, j.pool, roots()...)
+	if err != nil || slot == "" {
+		return "", err
+	}
+	return j.holds(s.Volume(w.Nodes[slot+".img"])), nil
+}
+
+// arrived checks that the boot state of a machine that has converged is whole.
+func (m machine) arrived() error {
+	store, err := boot.Open([2]string{m.path("efi/osctl/a/grubenv"), m.path("efi/osctl/b/grubenv")})
+	if err != nil {
+		return err
+	}
+	if _, problems, err := store.Load(); err != nil || len(problems) > 0 {
+		return fmt.Errorf("%w: the boot state has problems: %v, %w", errNotConverged, problems, err)
+	}
+	return nil
 }

@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -141,24 +140,6 @@ func (v *saving) damaged(c [2][]byte) bool {
 		}
 	}
 	return false
-}
-
-// load reads copies as osctl does.
-func (v *saving) load(c [2][]byte) (boot.State, error) {
-	dir := v.t.TempDir()
-	var paths [2]string
-	for i := range c {
-		paths[i] = filepath.Join(dir, fmt.Sprint(i))
-		if err := os.WriteFile(paths[i], c[i], 0o600); err != nil {
-			return boot.State{}, err
-		}
-	}
-	store, err := boot.Open(paths)
-	if err != nil {
-		return boot.State{}, err
-	}
-	s, _, err := store.Load()
-	return s, err
 }
 
 func (v *saving) mustBoot(c [2][]byte) verdict {
