@@ -159,6 +159,7 @@ func storageRules() []rule {
 		{is(unix.EIO), exitStorage, dmesg},
 		{is(slot.ErrMedium), exitStorage, dmesg},
 		{is(disk.ErrReadBack), exitStorage, dmesg},
+		{is(errNoRoom), exitStorage, "free space on the data partition: nerdctl system prune, df -h /data"},
 		{is(etc.ErrNoImage), exitStorage, "osctl status tells what the slot should hold"},
 		{is(disk.ErrTable), exitStorage, dmesg},
 		{is(boot.ErrOneCopy), exitStorage, "it is in effect; check the boot partition: dmesg, df -h /efi"},

@@ -200,7 +200,7 @@ func (m *machine) upgrade(reference string) (upgrade.Machine, error) {
 			Product: m.config.Product, Architecture: device.Architecture(), Version: m.version(),
 		},
 		Lock: m.lock, OpenSlot: m.openSlot, Verifier: v, Boot: m.boot, Ledger: m.ledger,
-		CloneEtc: m.cloneEtc, Log: m.log,
+		CloneEtc: m.cloneEtc, Ready: m.ready, Room: m.room, Log: m.log,
 		Record: func(ctx context.Context) (health.Baseline, error) {
 			return health.Record(ctx, m.gate(health.Baseline{}))
 		},

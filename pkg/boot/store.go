@@ -172,6 +172,19 @@ func (s *Store) Repair() error {
 	return s.change("repairing", func(st State) (State, error) { return st, nil })
 }
 
+// Rewrite writes both copies as they are, whole and equal. It proves, without
+// changing the state, that it can be changed, and fails with ErrOneCopy or an
+// error of the medium where that is not so, and with ErrUnknown when no copy is
+// valid.
+func (s *Store) Rewrite() error {
+	const action = "checking that the boot state can be written"
+	found := s.load()
+	if found.winner < 0 {
+		return fmt.Errorf("%s: %w (%v; %v)", action, ErrUnknown, found.problems[0], found.problems[1])
+	}
+	return s.put(action, found.record(), 1-found.winner)
+}
+
 // change applies a transition and writes the result, or nothing if both copies
 // hold it already.
 func (s *Store) change(action string, transition func(State) (State, error)) error {

@@ -49,6 +49,30 @@ func clone(dir string, from, to device.Slot) error {
 	return errors.Join(err, os.RemoveAll(next))
 }
 
+// Size is what a clone of the /etc of a slot takes, in bytes of content.
+func Size(dir string, slot device.Slot) (int64, error) {
+	if dir == "" {
+		return 0, nil
+	}
+	var total int64
+	err := filepath.WalkDir(filepath.Join(dir, string(slot), "upper"), func(_ string, d fs.DirEntry, err error) error {
+		if err == nil {
+			var info fs.FileInfo
+			if info, err = d.Info(); err == nil && info.Mode().IsRegular() {
+				total += info.Size()
+			}
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("measuring /etc of slot %s: %w", slot, err)
+	}
+	return total, nil
+}
+
 // build makes the directory of a slot at path, durably: a copy of the directory
 // from.
 func build(from, path string) error {

@@ -234,6 +234,23 @@ func New(e Entry, at time.Time) (*Ledger, error) {
 
 func empty() *Ledger { return &Ledger{Schema: schema, Slots: map[device.Slot]*Entry{}} }
 
+// Probe fails where Update could not write: it writes a file beside the ledger,
+// durably, and removes it. Callers hold the machine's lock.
+func (s *Store) Probe() error {
+	probe := filepath.Join(s.dir, ".probe")
+	err := os.MkdirAll(s.dir, 0o755)
+	if err == nil {
+		err = atomicfile.Write(probe, []byte("osctl\n"), 0o600)
+	}
+	if err == nil {
+		err = os.Remove(probe)
+	}
+	if err != nil {
+		return fmt.Errorf("checking that the ledger can be changed: %w", err)
+	}
+	return nil
+}
+
 // Update changes the ledger durably: read, change, replace. A corrupt file is
 // kept beside the new one as ledger.json.corrupt. Callers hold the machine's lock.
 func (s *Store) Update(change func(*Ledger) error) error {

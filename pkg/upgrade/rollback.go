@@ -69,8 +69,9 @@ func RollBack(m Reversal) (b Back, err error) {
 		b = Back{m.Booted, "the armed trial is taken back"}
 		err = m.Boot.TakeBack(m.Booted)
 	default:
-		if e := l.Slot(other); e == nil || e.CommittedAt.IsZero() || e.State != ledger.Committed {
-			return Back{}, fmt.Errorf("rolling back: %w: %s", ErrNoProvenSlot, holds(other, e))
+		// The boot state knows; the ledger only explains.
+		if !state.Other || m.Booted != state.Rootfs {
+			return Back{}, fmt.Errorf("rolling back: %w: %s", ErrNoProvenSlot, holds(other, l.Slot(other)))
 		}
 		b = Back{other, "it goes on trial, and must pass its gate again"}
 		err = m.Boot.ArmProven(other, m.Tries)

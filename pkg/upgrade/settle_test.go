@@ -274,6 +274,22 @@ func TestRollBack(t *testing.T) {
 	}
 }
 
+// TestRollBackWithoutALedger: the boot state alone knows that A is proven.
+func TestRollBackWithoutALedger(t *testing.T) {
+	a := newAfter(t, true).arm(0)
+	if v, err := a.settle(device.SlotB, "trial"); err != nil || v.Action != upgrade.Kept {
+		t.Fatal(v, err)
+	}
+	file := filepath.Join(filepath.Dir(a.lock), ledger.File)
+	if err := errors.Join(os.Remove(file), os.Mkdir(file, 0o700)); err != nil { // nor can there be one
+		t.Fatal(err)
+	}
+	b, err := a.rollBack(device.SlotB)
+	if err != nil || b.Slot != device.SlotA {
+		t.Errorf("rolled back to %q: %v", b.Slot, err)
+	}
+}
+
 func TestRollBackRefuses(t *testing.T) {
 	a := newAfter(t, true) // B is staged, never committed
 	if _, err := a.rollBack(device.SlotA); !errors.Is(err, upgrade.ErrNoProvenSlot) || !strings.Contains(err.Error(), "1.1, which is staged") {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kapernikov/osctl/pkg/admit"
 	"github.com/kapernikov/osctl/pkg/assemble"
@@ -64,6 +65,10 @@ type Machine struct {
 	Verifier Verifier
 	Boot     bootState
 	Ledger   *ledger.Store
+	// Ready refuses a machine that could not end what an upgrade begins; nil refuses
+	// none. Room refuses when packs of so many bytes do not fit; nil likewise.
+	Ready func() error
+	Room  func(fetch int64, packs []ocispec.Descriptor) error
 	// CloneEtc copies the /etc of one slot to the other.
 	CloneEtc func(ctx context.Context, from, to device.Slot) error
 	// Record takes the baseline for the gate of the new system.
@@ -127,6 +132,11 @@ func Run(ctx context.Context, m Machine, resolve func(context.Context) (Offer, e
 	r.result.Slot = m.Booted.Other()
 	if r.result.Slot == "" {
 		return Result{}, fmt.Errorf("choosing the slot to write: %w", device.ErrNoSlot)
+	}
+	if m.Ready != nil && !o.CheckOnly {
+		if err := m.Ready(); err != nil {
+			return Result{}, err
+		}
 	}
 	o.Progress.Say(progress.Resolve, "resolving")
 	if r.offer, err = resolve(ctx); err != nil {
@@ -232,6 +242,11 @@ func (r *run) carryOut(ctx context.Context) error {
 	}
 	r.result.Fetched = assemble.Size(r.plan.Image(), missing.Has)
 	r.result.Reused = r.plan.Image().Config().Rootfs.Segments() - missing.Count()
+	if r.Room != nil {
+		if err := r.Room(r.result.Fetched, r.plan.Image().Packs()); err != nil {
+			return err
+		}
+	}
 	if r.DownloadOnly {
 		r.result.Outcome = Downloaded
 		return assemble.Fetch(ctx, r.plan.Image(), missing.Has, blobs)
