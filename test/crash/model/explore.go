@@ -12,8 +12,8 @@ type Bounds struct {
 	// taken; beyond it, every prefix, every single one, all but each single one, and
 	// Samples random subsets.
 	Exhaustive, Samples int
-	// Tears is the number of places at which a write that is pending is torn, spread
-	// over it; 0 means at every sector.
+	// Tears is the number of places at which the last write of a prefix is torn,
+	// spread over it; 0 means at every sector. Other writes are torn at a few places.
 	Tears int
 	Seed  uint64
 }
@@ -53,7 +53,7 @@ type Counts struct {
 // moment while ops were made on base. The same state may come more than once.
 func Explore(base State, ops []Op, b Bounds, visit func(State, Cut) error) (Counts, error) {
 	e := explorer{Bounds: b, visit: visit, base: base.Clone(), random: rand.New(rand.NewPCG(b.Seed, 1))}
-	ops = Split(ops)
+	ops = numbered(Split(ops), base)
 	for i, o := range ops {
 		if s, ok := o.Do.(Sync); ok {
 			if err := e.window(inFlight(ops, i), o.Text); err != nil {
@@ -73,6 +73,18 @@ func Explore(base State, ops []Op, b Bounds, visit func(State, Cut) error) (Coun
 	}
 	err := e.window(nil, "the end")
 	return e.counts, err
+}
+
+// numbered looks the sectors of all writes up, once.
+func numbered(ops []Op, base State) []Op {
+	out := append([]Op(nil), ops...)
+	for i, o := range out {
+		if w, ok := o.Do.(Write); ok && w.Node.Kind == Block {
+			w.ids = base.volumes[w.Node].pool.numbers(w.Data)
+			out[i].Do = w
+		}
+	}
+	return out
 }
 
 // inFlight are the changes that had begun when op i ended, and ended later.
@@ -135,7 +147,7 @@ func (e *explorer) window(more []Op, before string) error {
 	e.counts.Bounded++
 	for i := range n {
 		all := first(n)
-		if err := e.torn(ops, []int{i}, before, e.Tears); err != nil {
+		if err := e.torn(ops, []int{i}, before, e.few()); err != nil {
 			return err
 		}
 		if err := e.take(ops, append(all[:i:i], all[i+1:]...), before); err != nil {

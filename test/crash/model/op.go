@@ -31,6 +31,9 @@ type Write struct {
 	Node *Node
 	Off  int64
 	Data []byte
+	// ids are the sectors of Data in a pool, once they were looked up: a write is
+	// applied many times.
+	ids []uint32
 }
 
 // Truncate sets the length of a file.
@@ -94,7 +97,11 @@ func (t Truncate) apply(s State) {
 
 func (w Write) apply(s State) {
 	if w.Node.Kind == Block {
-		s.volumes[w.Node] = s.volumes[w.Node].Write(w.Off, w.Data)
+		v := s.volumes[w.Node]
+		if w.ids == nil {
+			w.ids = v.pool.numbers(w.Data)
+		}
+		s.volumes[w.Node] = v.write(w.Off/Sector, w.ids)
 		return
 	}
 	old := s.files[w.Node]
@@ -152,7 +159,11 @@ func (w Write) part(from, to int) (Write, bool) {
 	if begin >= end {
 		return Write{}, false
 	}
-	return Write{w.Node, begin, w.Data[begin-w.Off : end-w.Off]}, true
+	p := Write{Node: w.Node, Off: begin, Data: w.Data[begin-w.Off : end-w.Off]}
+	if w.ids != nil {
+		p.ids = w.ids[(begin-w.Off)/Sector : (end-w.Off)/Sector]
+	}
+	return p, true
 }
 
 // Tear is what arrived of a write.
@@ -212,7 +223,7 @@ func (w Write) tears(limit int) []Tear {
 			parts = append(parts, head)
 		}
 		if ruin, ok := w.part(k, k+1); ok {
-			ruin.Data = destroyed(len(ruin.Data))
+			ruin.Data, ruin.ids = destroyed(len(ruin.Data)), nil
 			add(fmt.Sprintf("sector %d destroyed", k), append(append(grow[:len(grow):len(grow)], parts...), ruin)...)
 		}
 	}

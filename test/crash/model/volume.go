@@ -78,25 +78,33 @@ func (p *Pool) ReadVolume(r io.ReaderAt, size int64) (Volume, error) {
 // Write returns the volume with whole sectors changed: data has a multiple of
 // Sector bytes and begins at one.
 func (v Volume) Write(off int64, data []byte) Volume {
+	return v.write(off/Sector, v.pool.numbers(data))
+}
+
+// numbers are those of the sectors of data.
+func (p *Pool) numbers(data []byte) []uint32 {
+	ids := make([]uint32, len(data)/Sector)
+	for i := range ids {
+		ids[i] = p.id([Sector]byte(data[i*Sector:]))
+	}
+	return ids
+}
+
+func (v Volume) write(sector int64, ids []uint32) Volume {
 	w := Volume{v.pool, v.size, append([]*chunk(nil), v.chunks...)}
-	for len(data) > 0 {
-		i, first := off/ChunkSize, off%ChunkSize/Sector
-		n := min(int64(len(data)), ChunkSize-first*Sector)
+	for len(ids) > 0 {
+		i, first := sector/chunkSectors, sector%chunkSectors
+		n := min(int64(len(ids)), chunkSectors-first)
 		c := &chunk{}
 		if old := w.chunks[i]; old != nil {
 			c.ids = old.ids
 		}
-		any := false
-		for s := range n / Sector {
-			c.ids[first+s] = v.pool.id([Sector]byte(data[s*Sector:]))
-		}
-		for _, id := range c.ids {
-			any = any || id != 0
-		}
-		if w.chunks[i] = nil; any {
+		copy(c.ids[first:], ids[:n])
+		w.chunks[i] = nil
+		if c.ids != [chunkSectors]uint32{} {
 			w.chunks[i] = c.seal()
 		}
-		off, data = off+n, data[n:]
+		sector, ids = sector+n, ids[n:]
 	}
 	return w
 }
