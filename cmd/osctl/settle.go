@@ -183,6 +183,7 @@ func runSettle(ctx context.Context, o gateOptions, s streams) error {
 	if err != nil && v.Action != upgrade.WentBack {
 		return err
 	}
+	m.mendLedger()
 	fmt.Fprintf(s.out, "%s: slot %s", v.Action, v.Slot)
 	if v.Reason != "" {
 		fmt.Fprintf(s.out, ": %s", v.Reason)

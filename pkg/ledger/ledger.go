@@ -256,6 +256,7 @@ func (s *Store) Probe() error {
 func (s *Store) Update(change func(*Ledger) error) error {
 	l, err := s.Load()
 	if errors.Is(err, ErrCorrupt) {
+		l.Add(Event{At: time.Now().UTC(), Kind: "rebuilt", Reason: "kept as " + File + ".corrupt, begun anew: " + err.Error()})
 		err = os.Rename(s.path(), s.path()+".corrupt")
 	}
 	if err != nil {
