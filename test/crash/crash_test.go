@@ -34,7 +34,7 @@ func bounds() model.Bounds {
 // operation.
 func most() int {
 	if exhaustive() {
-		return 150
+		return 60
 	}
 	return 5
 }

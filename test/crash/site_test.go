@@ -189,14 +189,17 @@ func roots() []record.Root {
 
 func (m machine) path(name string) string { return filepath.Join(m.dir, name) }
 
-// fixed writes what no medium holds: the image's configuration.
+// fixed writes what no medium holds: the image's configuration. One finds the booted
+// slot on the kernel's command line. The other two name it, because an upgrade of
+// such a machine asks for no partitions, which files are not.
 func (m machine) fixed() {
 	m.t.Helper()
-	m.writeFile(m.path("osctl.yaml"), []byte(fmt.Sprintf(`apiVersion: osctl.kapernikov.com/v1
+	for _, booted := range []string{"auto", "A", "B"} {
+		m.writeFile(m.path("osctl-"+booted+".yaml"), []byte(fmt.Sprintf(`apiVersion: osctl.kapernikov.com/v1
 kind: Config
 product: gateway
 slots: {A: %[1]s/A.img, B: %[1]s/B.img}
-bootedSlot: auto
+bootedSlot: %[4]s
 env: [%[1]s/efi/osctl/a/grubenv, %[1]s/efi/osctl/b/grubenv]
 policy: %[1]s/policy.yaml
 stateDir: %[1]s/data/osctl
@@ -204,7 +207,8 @@ etcDir: %[1]s/data/etc
 runtimeDir: %[1]s/run
 containerd: {address: %[2]s, namespace: osctl, hostsDir: %[1]s/certs.d}
 health: {deadline: 1s, soak: 1ms, systemd: %[3]s}
-`, m.dir, m.containerd, m.systemd)))
+`, m.dir, m.containerd, m.systemd, booted)))
+	}
 	m.writeFile(m.path("policy.yaml"), []byte("apiVersion: osctl.kapernikov.com/v1\nkind: Policy\nkeys:\n  - name: release\n    file: release.pub\n"))
 	m.writeFile(m.path("release.pub"), m.public)
 }
@@ -261,7 +265,11 @@ func (m machine) command(b booted, args ...string) *exec.Cmd {
 	m.t.Helper()
 	cmdline := m.path("cmdline")
 	m.writeFile(cmdline, []byte("osctl.slot="+b.slot+" osctl.boot="+b.kind+"\n"))
-	args = append(args[:1:1], append([]string{"--config", m.path("osctl.yaml")}, args[1:]...)...)
+	config := "osctl-auto.yaml"
+	if args[0] == "upgrade" {
+		config = "osctl-" + b.slot + ".yaml"
+	}
+	args = append(args[:1:1], append([]string{"--config", m.path(config)}, args[1:]...)...)
 	return m.inNamespace(cmdline, append([]string{m.osctl}, args...)...)
 }
 
