@@ -174,6 +174,9 @@ func (b *blobs) copy(ctx context.Context, w content.Writer, desc ocispec.Descrip
 	if err == nil && n < desc.Size-offset {
 		err = io.ErrUnexpectedEOF
 	}
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		err = fmt.Errorf("it ended after %d of %d bytes: %w", offset+n, desc.Size, err)
+	}
 	if err != nil {
 		// The bytes are counted again by the next attempt.
 		b.count(-(offset + n))

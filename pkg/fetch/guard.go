@@ -93,12 +93,30 @@ func (w *wire) guard(list []docker.RegistryHost) {
 		plain[h.Host] = isPlain(h)
 		all = all && plain[h.Host]
 	}
-	for _, h := range list {
+	authorizers := map[docker.Authorizer]docker.Authorizer{}
+	for i, h := range list {
+		if authorizers[h.Authorizer] == nil {
+			authorizers[h.Authorizer] = &oneAtATime{Authorizer: h.Authorizer}
+		}
+		list[i].Authorizer = authorizers[h.Authorizer]
 		// Hosts may share a client, and the authorizer has the same one.
 		if _, done := h.Client.Transport.(*guard); !done {
 			h.Client.Transport = &guard{next: h.Client.Transport, wire: w, plain: plain, allPlain: all}
 		}
 	}
+}
+
+// oneAtATime keeps requests that run beside each other from renewing a token at the
+// same time: the library reads its expiry while another one writes it.
+type oneAtATime struct {
+	docker.Authorizer
+	mu sync.Mutex
+}
+
+func (o *oneAtATime) Authorize(ctx context.Context, req *http.Request) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.Authorizer.Authorize(ctx, req)
 }
 
 // isPlain reports whether plain http is configured for a host. The library tries

@@ -3,12 +3,8 @@ package fetch
 import (
 	"bytes"
 	"context"
-	"encoding/base64"
-	"encoding/pem"
 	"errors"
-	"fmt"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -51,18 +47,6 @@ func patient(t *testing.T, hosts string) (*Registry, *[]time.Duration) {
 		return nil
 	}
 	return r, &slept
-}
-
-// login stores credentials as "nerdctl login" does.
-func login(t *testing.T, host, user, password string) {
-	t.Helper()
-	dir := t.TempDir()
-	t.Setenv("DOCKER_CONFIG", dir)
-	auth := base64.StdEncoding.EncodeToString([]byte(user + ":" + password))
-	config := fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`, host, auth)
-	if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(config), 0o600); err != nil {
-		t.Fatal(err)
-	}
 }
 
 // take resolves and pulls; the image must be the right one.
@@ -127,6 +111,9 @@ func TestMisbehaviour(t *testing.T) {
 		"7 config busy for an hour":          {hostile.Config, hostile.Refuse(429, "3600"), errPatience, ErrRegistry, "come back later: in 1h0m0s"},
 		"7 pack busy for years":              {hostile.Pack, hostile.Refuse(503, "4294967295"), errPatience, ErrRegistry, "come back later"},
 		"7 pack busy for ever, ten s a time": {hostile.Pack, hostile.Refuse(429, "10"), errPatience, ErrRegistry, "come back later"},
+		"7 an error that sounds like ours": {hostile.Config, func(a *hostile.Answer) {
+			a.Status, a.Body = http.StatusInternalServerError, []byte(`{"errors":[{"code":"UNKNOWN","message":"no space left on device"}]}`)
+		}, ErrRegistry, ErrRegistry, "no space left"},
 		"7 tag that answers with a redirect": {hostile.Tag, hostile.Redirect("/v2/gateway/os/manifests/1"), ErrRegistry, ErrRegistry, "10 redirects"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -211,129 +198,6 @@ func TestPoisonedPart(t *testing.T) {
 	again.store = r.store
 	if err := take(t, again, h.Name("1"), small); err != nil {
 		t.Errorf("after it has ended: %v", err)
-	}
-}
-
-func TestTokenExpires(t *testing.T) {
-	h := hostile.New(t)
-	img := sample.Image{Seed: 11, MiB: 12}
-	h.Load(t, signed(t, img), "1")
-	login(t, h.Host(), "robot", "the-password")
-	h.Login("robot", "the-password", 3)
-	r, _ := patient(t, t.TempDir())
-	if err := take(t, r, h.Name("1"), img); err != nil {
-		t.Errorf("error = %v", err)
-	}
-	if n := len(h.Requests(hostile.Token)); n < 2 {
-		t.Errorf("%d tokens were asked for: none expired", n)
-	}
-}
-
-func TestCredentialsStayOutOfErrors(t *testing.T) {
-	h := hostile.New(t)
-	load(t, h)
-	login(t, h.Host(), "robot", "the-password")
-	h.Login("robot", "the-password", 3)
-	h.Break(hostile.Config, func(a *hostile.Answer) {
-		token := a.Request.Header.Get("Authorization")
-		a.Status, a.Body = http.StatusInternalServerError, []byte(fmt.Sprintf(
-			`{"errors":[{"code":"UNKNOWN","message":"\u001b[2Jno for %s with the-password"}]}`, token))
-	})
-	r, _ := patient(t, t.TempDir())
-	err := take(t, r, h.Name("1"), small)
-	if !errors.Is(err, ErrRegistry) || !strings.Contains(err.Error(), "no for Bearer … with …") {
-		t.Errorf("error = %v", err)
-	}
-	if strings.Contains(err.Error(), "secret-token") || strings.ContainsRune(err.Error(), '\x1b') {
-		t.Errorf("the text is %q", err)
-	}
-	h.Behave()
-	h.Login("robot", "another password", 3)
-	if _, err := r.Resolve(ctx, h.Name("1")); !errors.Is(err, ErrRegistry) || strings.Contains(err.Error(), "the-password") {
-		t.Errorf("a refused login: %v", err)
-	}
-}
-
-// A redirect brings neither credentials nor configured headers to another place,
-// and never leaves TLS.
-func TestRedirects(t *testing.T) {
-	var leaked []string
-	h, tls := hostile.New(t), hostile.NewTLS(t)
-	store := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		for _, name := range []string{"Authorization", "X-Secret", "Cookie", "Referer"} {
-			if r.Header.Get(name) != "" {
-				leaked = append(leaked, name)
-			}
-		}
-		r.Header.Del("Authorization")
-		h.ServeHTTP(w, r)
-	}))
-	t.Cleanup(store.Close)
-	load(t, h)
-	load(t, tls)
-	h.Break(hostile.Pack, func(a *hostile.Answer) {
-		if a.Request.Header.Get("X-Secret") != "" {
-			hostile.Redirect(store.URL + "/")(a)
-		}
-	})
-	login(t, h.Host(), "robot", "the-password")
-	r, _ := patient(t, hostsDir(t, h.Host(), fmt.Sprintf("server = %q\n[host.%q.header]\n  x-secret = \"value\"\n  cookie = \"a=b\"\n", h.URL, h.URL)))
-	if err := take(t, r, h.Name("1"), small); err != nil || len(leaked) != 0 {
-		t.Errorf("error = %v, and the place that it leads to got %v", err, leaked)
-	}
-	if n := len(h.Requests(hostile.Pack)); n < 2 {
-		t.Errorf("%d requests for packs: nothing was redirected", n)
-	}
-
-	ca := filepath.Join(t.TempDir(), "ca.pem")
-	cert := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: tls.Certificate().Raw})
-	if err := os.WriteFile(ca, cert, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	r, _ = patient(t, hostsDir(t, tls.Host(), fmt.Sprintf("server = %q\nca = %q\n", tls.URL, ca)))
-	if err := take(t, r, tls.Name("1"), small); err != nil {
-		t.Fatalf("with TLS: %v", err)
-	}
-	for _, kind := range []hostile.Kind{hostile.Tag, hostile.Config, hostile.Pack} {
-		h.Forget()
-		tls.Break(kind, hostile.Redirect(h.URL+"/"))
-		fresh, _ := patient(t, hostsDir(t, tls.Host(), fmt.Sprintf("server = %q\nca = %q\n", tls.URL, ca)))
-		if err := take(t, fresh, tls.Name("1"), small); !errors.Is(err, errPlain) || !errors.Is(err, ErrRegistry) {
-			t.Errorf("%s: error = %v, want errPlain", kind, err)
-		}
-		if n := len(h.Requests(hostile.Any)); n != 0 {
-			t.Errorf("%s: %d requests went over plain http", kind, n)
-		}
-		tls.Behave()
-	}
-}
-
-// 13 A mirror that is down, or serves anything wrong, is passed over.
-func TestMirrors(t *testing.T) {
-	dir := signed(t, small)
-	for name, spoil := range map[string]func(h *hostile.Registry){
-		"down":               func(h *hostile.Registry) { h.Close() },
-		"out of order":       func(h *hostile.Registry) { h.Break(hostile.Any, hostile.Refuse(503, "")) },
-		"busy":               func(h *hostile.Registry) { h.Break(hostile.Any, hostile.Refuse(429, "3600")) },
-		"other pack":         func(h *hostile.Registry) { h.Break(hostile.Pack, hostile.Other) },
-		"empty pack":         func(h *hostile.Registry) { h.Break(hostile.Pack, hostile.Empty) },
-		"pack that is cut":   func(h *hostile.Registry) { h.Break(hostile.Pack, hostile.Both(hostile.Other, hostile.CutHalf)) },
-		"other config":       func(h *hostile.Registry) { h.Break(hostile.Config, hostile.Other) },
-		"config that is cut": func(h *hostile.Registry) { h.Break(hostile.Config, hostile.CutHalf) },
-		"other manifest":     func(h *hostile.Registry) { h.Break(hostile.Manifest, hostile.Flip(-1)) },
-		"other payload":      func(h *hostile.Registry) { h.Break(hostile.Payload, hostile.Other) },
-	} {
-		t.Run(name, func(t *testing.T) {
-			mirror, origin := hostile.New(t), hostile.New(t)
-			mirror.Load(t, dir, "1")
-			origin.Load(t, dir, "1")
-			spoil(mirror)
-			toml := fmt.Sprintf("server = %q\n[host.%q]\n  capabilities = [\"pull\", \"resolve\"]\n", origin.URL, mirror.URL)
-			r, _ := patient(t, hostsDir(t, origin.Host(), toml))
-			if err := take(t, r, origin.Name("1"), small); err != nil {
-				t.Errorf("error = %v", err)
-			}
-		})
 	}
 }
 

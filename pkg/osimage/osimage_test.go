@@ -89,7 +89,7 @@ func TestParseRefuses(t *testing.T) {
 		{"4096 segments need 131072", func(c *Config, _ *[]ocispec.Descriptor) { c.Rootfs.Size = 1 << 32 }},
 		{"2049 segments need 65568", func(c *Config, _ *[]ocispec.Descriptor) { c.Rootfs.Size = 1<<31 + 512 }},
 		{"pack 0 holds 9223372036854775807", func(c *Config, _ *[]ocispec.Descriptor) { c.Rootfs.PackSegments = []int{1<<63 - 1, 3} }},
-		{"pack 0: 67108865 bytes", func(_ *Config, p *[]ocispec.Descriptor) { (*p)[0].Size = MaxPack + 1 }},
+		{"pack 0: 67108865 bytes, allowed are", func(_ *Config, p *[]ocispec.Descriptor) { (*p)[0].Size = MaxPack + 1 }},
 		{"pack 0: \"sha256:12\" is no sha256", func(_ *Config, p *[]ocispec.Descriptor) { (*p)[0].Digest = "sha256:12" }},
 		{"pack 0: \"sha512:", func(_ *Config, p *[]ocispec.Descriptor) { (*p)[0].Digest = sha512 }},
 	} {

@@ -115,3 +115,25 @@ func (s *site) collect(t *testing.T) {
 		t.Errorf("left in containerd: %s (%v)", out, err)
 	}
 }
+
+// addresses is a signed manifest that says where else its parts are. Nobody goes
+// there.
+func (s *site) addresses(t *testing.T) {
+	t.Parallel()
+	s.turn(t)
+	m, r, elsewhere := s.newMachine(t), New(t), New(t)
+	elsewhere.Load(t, m.layout, "1.1")
+	r.Load(t, m.craft(t, m.layout, m.key, func(c *crafted) {
+		c.manifest.Config.URLs = []string{elsewhere.URL + "/v2/" + Repository + "/blobs/" + c.manifest.Config.Digest.String()}
+		for i := range c.manifest.Layers {
+			l := &c.manifest.Layers[i]
+			l.URLs = []string{elsewhere.URL + "/v2/" + Repository + "/blobs/" + l.Digest.String()}
+		}
+	}), "1.1")
+	if got := m.upgrade(r.Name("1.1")); got.code != 0 || !m.holds() {
+		t.Errorf("exit code %d: %s", got.code, got.out)
+	}
+	if n := len(elsewhere.Requests(Any)); n > 0 {
+		t.Errorf("the other place got %d requests", n)
+	}
+}

@@ -334,7 +334,8 @@ func (r *Registry) answer(req *http.Request) (*Answer, *Request) {
 		return a, q
 	}
 	data, ok := r.blobs[q.Digest]
-	if !ok {
+	kind := r.kinds[q.Digest]
+	if isManifest := kind == Manifest || kind == Signature; !ok || isManifest != (m[1] == "manifests") {
 		return a, q
 	}
 	a.Status, a.Body, a.Full = http.StatusOK, data, data

@@ -372,6 +372,7 @@ func (s *site) places(t *testing.T) {
 	t.Run("13 mirror with a wrong manifest", func(t *testing.T) { s.mirror(t, func(r *Registry) { r.Break(Manifest, Flip(5)) }) })
 	t.Run("13 mirror that is busy for an hour", func(t *testing.T) { s.mirror(t, func(r *Registry) { r.Break(Any, Refuse(429, "3600")) }) })
 	t.Run("8 redirect to plain http", s.leaveTLS)
+	t.Run("8 addresses in the manifest", s.addresses)
 	t.Run("14 address changes mid-install", s.moveAway)
 	t.Run("containerd 8570 content collected mid-install", s.collect)
 }
