@@ -14,7 +14,7 @@ suite=bookworm
 export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-1767225600}
 
 inputs=("$here/customize.sh" "$here/packages.txt" "$here/modules-left-out.txt"
-	"$here/initramfs/osctl.conf" "$here/initramfs/modules" "$here/initramfs/watchdog")
+	"$here/initramfs/osctl.conf" "$here/initramfs/modules" "$here/initramfs/watchdog" "$here/initramfs/init-there")
 key=$(cat "${BASH_SOURCE[0]}" "${inputs[@]}" <(echo "$SOURCE_DATE_EPOCH") | sha256sum | cut -c1-16)
 
 mkdir -p "$cache"
@@ -71,8 +71,9 @@ leftOut() {
 lists=$(mktemp --suffix=.list)
 part=$out.part
 tree=$cache/base.tree
-trap 'rm -rf "$lists" "$part" "$tree"' EXIT
-rm -rf "$tree"
+# Not into what an interrupted mmdebstrap has left mounted: that is this machine's.
+trap 'rm -rf --one-file-system "$lists" "$part" "$tree"' EXIT
+rm -rf --one-file-system "$tree"
 sources >"$lists"
 from=()
 if [[ -s $lists ]]; then
@@ -94,11 +95,12 @@ mmdebstrap --mode=root --variant=minbase --format=directory --quiet \
 	--dpkgopt='path-exclude=/usr/share/doc/*' \
 	--dpkgopt='path-include=/usr/share/doc/*/copyright' \
 	"${excluded[@]}" \
-	--essential-hook='mkdir -p "$1/etc/initramfs-tools/conf.d" "$1/usr/share/initramfs-tools/modules.d" "$1/usr/share/initramfs-tools/scripts/init-top"' \
+	--essential-hook='mkdir -p "$1/etc/initramfs-tools/conf.d" "$1/usr/share/initramfs-tools/modules.d" "$1/usr/share/initramfs-tools/scripts/init-top" "$1/usr/share/initramfs-tools/scripts/init-bottom"' \
 	--essential-hook="upload '$here/initramfs/osctl.conf' /etc/initramfs-tools/conf.d/osctl.conf" \
 	--essential-hook="upload '$here/initramfs/modules' /usr/share/initramfs-tools/modules.d/osctl" \
 	--essential-hook="upload '$here/initramfs/watchdog' /usr/share/initramfs-tools/scripts/init-top/osctl-watchdog" \
-	--essential-hook='chmod 0755 "$1/usr/share/initramfs-tools/scripts/init-top/osctl-watchdog"' \
+	--essential-hook="upload '$here/initramfs/init-there' /usr/share/initramfs-tools/scripts/init-bottom/osctl-init-there" \
+	--essential-hook='chmod 0755 "$1"/usr/share/initramfs-tools/scripts/*/osctl-*' \
 	"$suite" "$tree" "${from[@]}" 9>&- >&2
 "$here/customize.sh" "$tree" >&2
 

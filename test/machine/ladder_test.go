@@ -65,6 +65,7 @@ func TestLadder(t *testing.T) {
 	}{
 		{"the kernel of the trial is missing", l.kernelMissing},
 		{"the watchdog is armed", l.watchdog},
+		{"the trial has no init", l.noInit},
 		{"the trial panics", l.panics},
 		{"the trial hangs in the initrd", l.hangsInInitrd},
 		{"the trial hangs in user space", l.hangsInUserSpace},
@@ -123,21 +124,21 @@ func (l *ladder) spoil(ctx context.Context, commands string) error {
 	return err
 }
 
-// tryAndReturn boots the spoilt trial and sees the machine come back by itself.
-func (l *ladder) tryAndReturn(ctx context.Context) error {
+// tryAndReturn boots the spoilt trial, sees on the console what is wrong with it,
+// and the machine come back by itself.
+func (l *ladder) tryAndReturn(ctx context.Context, wrong string) error {
 	if err := l.arm(ctx, 1); err != nil {
 		return err
 	}
 	if err := l.reboot(ctx); err != nil {
 		return err
 	}
-	if err := l.settled(ctx, `osctl: slot B \(trial\)`); err != nil {
-		return err
+	for _, line := range []string{`osctl: slot B \(trial\)`, wrong, `osctl: slot A \(fallback\)`, `recorded the fall back: slot B`} {
+		if err := l.settled(ctx, line); err != nil {
+			return err
+		}
 	}
-	if err := l.settled(ctx, `osctl: slot A \(fallback\)`); err != nil {
-		return err
-	}
-	return l.settled(ctx, `recorded the fall back: slot B`)
+	return nil
 }
 
 func (l *ladder) kernelMissing(ctx context.Context) error {
@@ -180,12 +181,25 @@ func (l *ladder) watchdog(ctx context.Context) error {
 	return err
 }
 
-// panics: without what init= names, the kernel panics.
-func (l *ladder) panics(ctx context.Context) error {
-	if err := l.spoil(ctx, "cp /boot/vmlinuz boot/; mv usr/lib/osctl/preinit usr/lib/osctl/preinit.away; rm -f sbin/init usr/sbin/init"); err != nil {
+// noInit: the initrd must not offer a shell in its place.
+func (l *ladder) noInit(ctx context.Context) error {
+	if err := l.spoil(ctx, "cp /boot/vmlinuz boot/; rm usr/lib/osctl/preinit"); err != nil {
 		return err
 	}
-	return l.tryAndReturn(ctx)
+	return l.tryAndReturn(ctx, `osctl: the slot has no /usr/lib/osctl/preinit`)
+}
+
+// panics: process 1 ends, so the kernel panics.
+func (l *ladder) panics(ctx context.Context) error {
+	if err := l.spoil(ctx, preinit("exit 1")); err != nil {
+		return err
+	}
+	return l.tryAndReturn(ctx, `Kernel panic`)
+}
+
+// preinit is a command that gives the slot another process 1.
+func preinit(script string) string {
+	return fmt.Sprintf(`printf '#!/bin/sh\n%s\n' >usr/lib/osctl/preinit; chmod 755 usr/lib/osctl/preinit`, script)
 }
 
 // hangsInInitrd: a second archive behind the initial RAM disk adds a script that
@@ -196,12 +210,12 @@ func (l *ladder) hangsInInitrd(ctx context.Context) error {
 		"scripts/init-premount/ORDER": "/scripts/init-premount/hang \"$@\"\n",
 		"scripts/init-premount/hang":  "#!/bin/sh\necho 'hanging in the initrd' >/dev/console\nwhile :; do sleep 1000; done\n",
 	})
-	err := l.spoil(ctx, "mv usr/lib/osctl/preinit.away usr/lib/osctl/preinit; cp boot/initrd.img boot/initrd.whole; "+
+	err := l.spoil(ctx, "cp boot/initrd.img boot/initrd.whole; "+
 		"truncate -s %4 boot/initrd.img; echo "+base64.StdEncoding.EncodeToString(archive)+" | base64 -d >>boot/initrd.img")
 	if err != nil {
 		return err
 	}
-	return l.tryAndReturn(ctx)
+	return l.tryAndReturn(ctx, `hanging in the initrd`)
 }
 
 // cpio packs files, and folders, which have no text, into an archive in the "newc"
@@ -234,12 +248,11 @@ func cpio(files map[string]string) []byte {
 
 // hangsInUserSpace: process 1 does nothing, so nobody feeds the watchdog.
 func (l *ladder) hangsInUserSpace(ctx context.Context) error {
-	err := l.spoil(ctx, "mv boot/initrd.whole boot/initrd.img; rm usr/lib/osctl/preinit; "+
-		`printf '#!/bin/sh\necho hanging in user space\nwhile :; do sleep 1000; done\n' >usr/lib/osctl/preinit; chmod 755 usr/lib/osctl/preinit`)
+	err := l.spoil(ctx, "mv boot/initrd.whole boot/initrd.img; "+preinit(`echo hanging in user space\nwhile :; do sleep 1000; done`))
 	if err != nil {
 		return err
 	}
-	return l.tryAndReturn(ctx)
+	return l.tryAndReturn(ctx, `hanging in user space`)
 }
 
 // brokenEtc: a mount that cannot work keeps the system from its targets.
