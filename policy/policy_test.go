@@ -214,6 +214,8 @@ func TestSchemaAgreesWithOsctl(t *testing.T) {
 		head + keys + "rescue: []\n":                                                                   true,
 		head + keys + rule + "    repository: h.example.com/os/*\n    product: gateway\n":              true,
 
+		head + keys + rule + "    annotations: [stage=released]\n": true,
+
 		head:                                                         false,
 		head + "keys: []\n":                                          false,
 		head + keys + "rules: []\n":                                  false,
@@ -224,6 +226,8 @@ func TestSchemaAgreesWithOsctl(t *testing.T) {
 		head + keys + "    file: x.pub\n":                            false,
 		head + "keys: [{name: one}]\n":                               false,
 		head + "keys: [{file: one.pub}]\n":                           false,
+		head + keys + rule + "    annotations: []\n":                 false,
+		head + keys + rule + "    annotations:\n":                    false,
 		head + keys + rule + "    threshold: 0\n":                    false,
 		head + keys + rule + "    threshold:\n":                      false,
 		head + keys + rule + "    threshold: x\n":                    false,

@@ -74,6 +74,8 @@ type policyRule struct {
 	Product    string   `json:"product,omitempty"`
 	Threshold  int      `json:"threshold"`
 	Keys       []string `json:"keys"`
+	// Annotations are claims that each signature has to carry.
+	Annotations []string `json:"annotations,omitempty"`
 }
 
 type policyKey struct {
@@ -122,7 +124,7 @@ func runPolicyCheck(o policyCheckOptions, s streams) error {
 
 // describe gives the rule at an index its place in the file.
 func (f policyFile) describe(i int, r trust.RuleInfo) policyRule {
-	return policyRule{r.Name, f.Line(fmt.Sprintf("rules[%d]", i)), r.Repository, r.Product, r.Threshold, r.Keys}
+	return policyRule{r.Name, f.Line(fmt.Sprintf("rules[%d]", i)), r.Repository, r.Product, r.Threshold, r.Keys, r.Annotations}
 }
 
 func policyKeys(list []trust.KeyInfo) []policyKey {
@@ -176,10 +178,14 @@ func (r policyRule) matches() string {
 
 // asks says what a rule asks for.
 func (r policyRule) asks() string {
-	if r.Threshold == 1 {
-		return "a signature by " + strings.Join(r.Keys, " or ")
+	asks := "a signature by " + strings.Join(r.Keys, " or ")
+	if r.Threshold > 1 {
+		asks = fmt.Sprintf("signatures by %d of %s", r.Threshold, strings.Join(r.Keys, ", "))
 	}
-	return fmt.Sprintf("signatures by %d of %s", r.Threshold, strings.Join(r.Keys, ", "))
+	if len(r.Annotations) > 0 {
+		asks += " with " + strings.Join(r.Annotations, ", ")
+	}
+	return asks
 }
 
 // state says whether a key counts now.

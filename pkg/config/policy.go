@@ -46,6 +46,8 @@ type Rule struct {
 	Keys       []string `yaml:"keys"`
 	// Threshold is 0 where the file has none.
 	Threshold int `yaml:"threshold"`
+	// Annotations are claims as name=value.
+	Annotations []string `yaml:"annotations"`
 }
 
 // Revoked is what no rule can make good.
@@ -149,6 +151,8 @@ func (f PolicyFile) check() error {
 			return complain(at+"repository", "it is empty; leave it out for a rule that matches every repository")
 		case r.Product == "" && f.document.has(at+"product"):
 			return complain(at+"product", "it is empty; leave it out for a rule that matches every product")
+		case len(r.Annotations) == 0 && f.document.has(at+"annotations"):
+			return complain(at+"annotations", "the list is empty; leave it out for a rule that asks for none")
 		case r.Threshold < 1 && f.document.has(at+"threshold"):
 			return complain(at+"threshold", fmt.Sprintf("%d; expected is the number of different keys that must have signed, 1 or more", r.Threshold))
 		}

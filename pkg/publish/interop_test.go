@@ -9,6 +9,7 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,6 +17,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/kapernikov/osctl/pkg/trust"
 	"github.com/kapernikov/osctl/test/daemon"
 	"github.com/kapernikov/osctl/test/need"
 )
@@ -200,6 +202,39 @@ func TestInteropOnOneImage(t *testing.T) {
 			t.Errorf("cosign verify: %v\n%s", err, out)
 		}
 		accept(t, dir, sigs, read(t, public))
+	}
+}
+
+// Annotations that the tool signs are those that a rule asks for.
+func TestInteropOfAnnotations(t *testing.T) {
+	c := newCosign(t)
+	dir, reg := threePacks(t), newRegistry(t)
+	private, public := c.keyPair(t, "ours", "")
+	d, err := Push(t.Context(), dir, reg.ref(":1.1"), quick())
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := openLayout(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := trust.New(trust.Policy{
+		Keys:  []trust.Key{{Name: "key", PEM: read(t, public)}},
+		Rules: []trust.PolicyRule{{Name: "released", Keys: []string{"key"}, Annotations: []string{"stage=released"}}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref := reg.ref("@" + d.String())
+	for _, stage := range []string{"tested", "released"} {
+		if out, err := c.run(t, "sign", "--key", private, "--tlog-upload=false", "--yes", "-a", "stage="+stage, ref); err != nil {
+			t.Fatalf("cosign sign: %v\n%s", err, out)
+		}
+		_, err := v.Verify(t.Context(), l.image, fetchSignatures(t, reg.ref(""), d))
+		var refusal *trust.Refusal
+		if stage == "tested" && (!errors.As(err, &refusal) || refusal.Rule != trust.Annotation) || stage == "released" && err != nil {
+			t.Errorf("signed with stage=%s: %v", stage, err)
+		}
 	}
 }
 

@@ -16,6 +16,8 @@ type RuleInfo struct {
 	Product    string // empty: every one
 	Threshold  int    // different keys that must have signed
 	Keys       []string
+	// Annotations are the claims name=value that each signature has to carry.
+	Annotations []string
 }
 
 // KeyInfo describes a key of a policy for people.
@@ -83,7 +85,7 @@ func (v *Verifier) Explain(ctx context.Context, img osimage.Image, sigs []osimag
 }
 
 func (r rule) info() RuleInfo {
-	info := RuleInfo{Name: r.name, Repository: r.repository, Product: r.product, Threshold: r.threshold}
+	info := RuleInfo{Name: r.name, Repository: r.repository, Product: r.product, Threshold: r.threshold, Annotations: r.claims()}
 	for _, k := range r.keys {
 		info.Keys = append(info.Keys, k.name)
 	}

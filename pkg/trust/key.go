@@ -159,12 +159,13 @@ func candidate(s osimage.Signature) (oci.Signature, error) {
 // match returns the key that made sig over hash. Otherwise the error is a
 // *claimError, with the key, if one of the keys made it over something else, and
 // errUnknownKey if none made it.
-func match(ctx context.Context, sig oci.Signature, hash v1.Hash, keys []key) (key, error) {
+func match(ctx context.Context, sig oci.Signature, hash v1.Hash, keys []key, annotations map[string]any) (key, error) {
 	for _, k := range keys {
 		for _, verifier := range k.verifiers {
 			_, err := cosign.VerifyImageSignature(ctx, sig, hash, &cosign.CheckOpts{
 				SigVerifier:   verifier,
 				ClaimVerifier: verifyClaim,
+				Annotations:   annotations,
 				IgnoreTlog:    true,
 				Offline:       true,
 			})
@@ -185,7 +186,8 @@ var errUnknownKey = errors.New("made by no key of the policy")
 // claimError says that a key of the policy signed, but not this image.
 type claimError struct {
 	key    string
-	digest string // what was signed, if the payload names it
+	digest string // what was signed, if the payload names it and it is another
+	lacks  bool   // it is about this image, without the annotations asked for
 	err    error
 }
 
@@ -208,8 +210,11 @@ func verifyClaim(sig oci.Signature, hash v1.Hash, annotations map[string]any) er
 	if claim.Critical.Type != payload.CosignSignatureType {
 		return &claimError{err: fmt.Errorf("the payload has type %q, expected %q", claim.Critical.Type, payload.CosignSignatureType)}
 	}
-	if err := cosign.SimpleClaimVerifier(sig, hash, annotations); err != nil {
+	if err := cosign.SimpleClaimVerifier(sig, hash, nil); err != nil {
 		return &claimError{digest: claim.Critical.Image.DockerManifestDigest, err: err}
+	}
+	if err := cosign.SimpleClaimVerifier(sig, hash, annotations); err != nil {
+		return &claimError{lacks: true, err: err}
 	}
 	return nil
 }

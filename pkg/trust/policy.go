@@ -71,6 +71,9 @@ type PolicyRule struct {
 	// must have signed; 0 stands for 1.
 	Keys      []string
 	Threshold int
+	// Annotations are claims name=value that each signature has to carry within
+	// what is signed, as cosign sign -a makes them.
+	Annotations []string
 }
 
 // Revoked lists keys, told by the key itself whatever its name, and digests of
@@ -154,6 +157,7 @@ type rule struct {
 	name, repository, product string
 	keys                      []key
 	threshold                 int
+	annotations               map[string]any
 }
 
 // parseRules checks the rules and finds their keys.
@@ -182,7 +186,14 @@ func parseRules(list []PolicyRule, keys []key) ([]rule, error) {
 				return fail(".product", err)
 			}
 		}
-		r := rule{p.Name, p.Repository, p.Product, nil, max(p.Threshold, 1)}
+		r := rule{name: p.Name, repository: p.Repository, product: p.Product, threshold: max(p.Threshold, 1), annotations: map[string]any{}}
+		for j, claim := range p.Annotations {
+			name, value, _ := strings.Cut(claim, "=")
+			if _, twice := r.annotations[name]; name == "" || value == "" || twice {
+				return fail(fmt.Sprintf(".annotations[%d]", j), fmt.Errorf("%q; expected is name=value, each name once", claim))
+			}
+			r.annotations[name] = value
+		}
 		for j, name := range p.Keys {
 			at := slices.IndexFunc(keys, func(k key) bool { return k.name == name })
 			if at < 0 {
@@ -281,6 +292,16 @@ func (r rule) String() string {
 	return r.name + " (every image)"
 }
 
+// claims are the annotations that the rule asks for, as name=value, sorted.
+func (r rule) claims() []string {
+	var list []string
+	for name, value := range r.annotations {
+		list = append(list, fmt.Sprintf("%s=%v", name, value))
+	}
+	slices.Sort(list)
+	return list
+}
+
 // want names what the rule asks for.
 func (r rule) want() string {
 	var names []string
@@ -290,6 +311,9 @@ func (r rule) want() string {
 	want := "a signature by " + strings.Join(names, " or ")
 	if r.threshold > 1 {
 		want = fmt.Sprintf("signatures by %d different keys of %s", r.threshold, strings.Join(names, ", "))
+	}
+	if len(r.annotations) > 0 {
+		want += " with " + strings.Join(r.claims(), ", ")
 	}
 	if r.name != DefaultRule {
 		want += " (rule " + r.name + ")"

@@ -31,6 +31,9 @@ const (
 	OutOfTime Rule = "key-out-of-time"
 	// OtherImage: a key of the policy signed, but another image.
 	OtherImage Rule = "other-image"
+	// Annotation: a key of the rule signed the image, without the annotations that
+	// the rule asks for.
+	Annotation Rule = "annotation"
 	// Malformed: a key of the policy signed something that is no statement
 	// about an image, or nothing that was found is a signature at all.
 	Malformed Rule = "malformed-signature"
@@ -85,7 +88,9 @@ func (f *findings) String() string {
 	}
 	parts = append(parts, f.ignored...)
 	for _, c := range f.claims {
-		if c.digest != "" {
+		if c.lacks {
+			parts = append(parts, fmt.Sprintf("one by %s without the annotations that are asked for", c.key))
+		} else if c.digest != "" {
 			parts = append(parts, fmt.Sprintf("one by %s of another image (%.80q)", c.key, c.digest))
 		} else {
 			parts = append(parts, fmt.Sprintf("one by %s that names no image (%.200v)", c.key, c.err))
@@ -117,6 +122,9 @@ func (r *rule) refuse(image digest.Digest, f findings) *Refusal {
 	case slices.Contains(f.rules, OutOfTime):
 		no.Rule = OutOfTime
 		no.Next = "check the clock of this machine (timedatectl); if it is right, the image has to be signed with a key that counts now"
+	case slices.ContainsFunc(f.claims, func(c *claimError) bool { return c.lacks }):
+		no.Rule = Annotation
+		no.Next = "this image was signed for something else; if it is meant for this too, sign it so (cosign sign -a NAME=VALUE)"
 	case slices.ContainsFunc(f.claims, func(c *claimError) bool { return c.digest != "" }):
 		no.Rule = OtherImage
 		no.Next = "signatures do not carry over to another build: sign this digest (osctl sign), and ask who put a foreign signature beside it"

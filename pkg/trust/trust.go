@@ -169,7 +169,7 @@ func (v *Verifier) count(ctx context.Context, j *judgement, hash v1.Hash, sigs [
 			j.found.malformed = append(j.found.malformed, err)
 			continue
 		}
-		k, err := match(ctx, sig, hash, usable)
+		k, err := match(ctx, sig, hash, usable, j.rule.annotations)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -189,7 +189,7 @@ func (v *Verifier) count(ctx context.Context, j *judgement, hash v1.Hash, sigs [
 	}
 	// What is left decides nothing, and says what to do about a refusal.
 	for _, sig := range unknown {
-		k, err := match(ctx, sig, hash, others.keys)
+		k, err := match(ctx, sig, hash, others.keys, nil)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
