@@ -186,6 +186,44 @@ func (f facts) lockers(info fs.FileInfo) []string {
 	return users
 }
 
+// openers names the other processes that hold the block device of info open for
+// writing. Readers do no harm, and udev is one whenever a device was closed.
+func (f facts) openers(info fs.FileInfo) []string {
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return nil
+	}
+	processes, _ := filepath.Glob(filepath.Join(f.proc, "[0-9]*"))
+	var users []string
+	for _, process := range processes {
+		pid := filepath.Base(process)
+		if pid != strconv.Itoa(os.Getpid()) && f.writes(process, stat.Rdev) {
+			users = append(users, fmt.Sprintf("held open by process %s (%s)", pid, readLine(filepath.Join(process, "comm"))))
+		}
+	}
+	return users
+}
+
+// writes reports whether a process has a block device open for writing. The
+// flags are octal, as in proc_pid_fdinfo(5).
+func (f facts) writes(process string, device uint64) bool {
+	files, _ := filepath.Glob(filepath.Join(process, "fd/*"))
+	for _, file := range files {
+		var st unix.Stat_t
+		if unix.Stat(file, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK || st.Rdev != device {
+			continue
+		}
+		for _, line := range readLines(filepath.Join(process, "fdinfo", filepath.Base(file))) {
+			text, ok := strings.CutPrefix(line, "flags:")
+			flags, err := strconv.ParseUint(strings.TrimSpace(text), 8, 64)
+			if ok && err == nil && flags&unix.O_ACCMODE != unix.O_RDONLY {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // unescapeMount undoes the octal escapes of mountinfo: \040 is a space.
 func unescapeMount(s string) string {
 	for _, c := range []byte{' ', '\t', '\n', '\\'} {

@@ -97,6 +97,12 @@ func open(path string, writable bool) (*Device, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening device: %w", err)
 	}
+	if writable && block {
+		// O_EXCL keeps out those who ask for the same; others may hold it open.
+		if by := hostFacts().openers(info); len(by) > 0 {
+			return nil, errors.Join(&BusyError{Path: path, By: by}, file.Close())
+		}
+	}
 	d, err := newDevice(file, path, block, writable)
 	if err != nil {
 		return nil, errors.Join(err, file.Close())

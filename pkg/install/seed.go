@@ -14,6 +14,7 @@ import (
 //	containerd/          containerd's root
 //	etc/A/upper          what this machine's /etc has beyond the image's
 //	etc/A/work           of the overlay, same file system as upper
+//	etc/factory/upper    the same, for a factory reset
 //	osctl/ledger.json    what the slots hold
 //	osctl/…              the records that come with it
 func newSeed(opts Options) (string, error) {
@@ -60,7 +61,12 @@ func fillSeed(root string, opts Options) error {
 	} else if !info.IsDir() {
 		return fmt.Errorf("reading the files for /etc: %s is not a folder", opts.Etc)
 	}
-	return copyTree(opts.Etc, upper)
+	// What a factory reset goes back to.
+	factory := filepath.Join(root, "etc/factory/upper")
+	if err := os.MkdirAll(factory, 0o755); err != nil {
+		return err
+	}
+	return errors.Join(copyTree(opts.Etc, upper), copyTree(opts.Etc, factory))
 }
 
 // copyTree copies folders, plain files and links with their modes. Anything
