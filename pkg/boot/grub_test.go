@@ -19,11 +19,19 @@ func TestGrubCommandLine(t *testing.T) {
 	m := newMachine(t, "ab")
 	m.setBoth(block(t, 7, trial(slotB, 2)))
 	r := m.boot()
-	want := "(hd0,gpt3)/boot/vmlinuz root=PARTUUID=" + partUUID(slotB) + " ro init=/usr/lib/osctl/preinit" +
+	want := "(hd0,gpt3)/boot/vmlinuz root=PARTUUID=" + partUUID(slotB) + " ro fsck.mode=skip init=/usr/lib/osctl/preinit" +
 		" osctl.slot=B osctl.boot=trial panic=10 rd.emergency=reboot rd.shell=0 systemd.crash_reboot=1" +
 		" console=tty0 console=ttyS0,115200 initrd=(hd0,gpt3)/boot/initrd.img"
 	if diff := cmp.Diff(want, r.cmdline); diff != "" {
 		t.Errorf("the kernel's command line (-want +got):\n%s\n%s", diff, r.output)
+	}
+	// The rescue system is its initrd, and gets no root.
+	m.setBoth(block(t, 7, committed(slotA).on(RungRescue, 0, false)))
+	r = m.boot()
+	want = "(hd0,gpt4)/boot/vmlinuz osctl.slot=rescue osctl.boot=rescue panic=10 rd.emergency=reboot rd.shell=0" +
+		" systemd.crash_reboot=1 console=tty0 console=ttyS0,115200 initrd=(hd0,gpt4)/boot/initrd.img"
+	if diff := cmp.Diff(want, r.cmdline); diff != "" {
+		t.Errorf("the rescue kernel's command line (-want +got):\n%s\n%s", diff, r.output)
 	}
 }
 
