@@ -33,6 +33,11 @@ type replay struct {
 	unflushed bool             // writes to slot A since the last flush
 
 	lose int // the write to slot A that never arrives; 0 for none
+	// cuts are the instants, as counts of writes to the ESP from arming on, at which
+	// keep is given the disk with that write torn.
+	cuts  []int
+	since int // writes to the ESP from arming on
+	keep  func(number int) error
 
 	verdicts                              map[[sha256.Size]byte]grub.Boot
 	armed                                 bool // GRUB would start slot A
@@ -245,7 +250,24 @@ func (r *replay) applyESP(ctx context.Context, e writelog.Entry) error {
 		err = fmt.Errorf("the armed upgrade is lost: GRUB boots slot %s (%s)", boot.Slot, boot.Kind)
 	}
 	r.armed = boot.Slot == "A"
-	return err
+	if err != nil || !r.armed {
+		return err
+	}
+	r.since++
+	if !slices.Contains(r.cuts, r.since) {
+		return nil
+	}
+	// The first sector of this write has arrived, and nothing after it.
+	state = maps.Clone(r.now)
+	for _, p := range append(slices.Clone(r.pending[:len(r.pending)-1]), writelog.Entry{Offset: e.Offset, Data: e.Data[:writelog.SectorSize]}) {
+		maps.Copy(state, sectors(p, espArea))
+	}
+	for off, data := range state {
+		if _, err := r.disk.WriteAt(data, off); err != nil {
+			return err
+		}
+	}
+	return r.keep(r.since)
 }
 
 // most is how many writes between two flushes are combined in every way; of more,
