@@ -43,8 +43,8 @@ var table = map[string]entry{
 	"admit":      {2, []string{"osimage", "trust"}},
 	"proof":      {2, []string{"osimage", "atomicfile", "device", "progress", "slot", "trust"}},
 	"assemble":   {2, []string{"osimage", "progress"}},
-	"upgrade":    {3, []string{"osimage", "trust", "admit", "assemble", "slot", "boot", "device", "health", "ledger", "progress"}},
-	"rescue":     {4, []string{"admit", "boot", "device", "ledger", "progress", "proof", "slot", "trust", "upgrade"}},
+	"upgrade":    {3, []string{"osimage", "trust", "admit", "assemble", "slot", "boot", "device", "health", "ledger", "progress", "proof"}},
+	"rescue":     {4, []string{"admit", "boot", "device", "disk", "ledger", "progress", "proof", "slot", "trust", "upgrade"}},
 	"install":    {3, []string{"disk", "device", "progress"}},
 	"status":     {3, []string{"boot", "device", "ledger", "health"}},
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/kapernikov/osctl/pkg/etc"
 	"github.com/kapernikov/osctl/pkg/health"
 	"github.com/kapernikov/osctl/pkg/ledger"
+	"github.com/kapernikov/osctl/pkg/proof"
 	"github.com/kapernikov/osctl/pkg/upgrade"
 	"github.com/kapernikov/osctl/pkg/workload"
 )
@@ -199,7 +200,7 @@ func (m *machine) upgrade(reference string) (upgrade.Machine, error) {
 		Facts: admit.Machine{
 			Product: m.config.Product, Architecture: device.Architecture(), Version: m.version(),
 		},
-		Lock: m.lock, OpenSlot: m.openSlot, Verifier: v, Boot: m.boot, Ledger: m.ledger,
+		Lock: m.lock, OpenSlot: m.openSlot, Verifier: v, Boot: m.boot, Ledger: m.ledger, Records: proof.Open(m.config.StateDir),
 		CloneEtc: m.cloneEtc, Ready: m.ready, Room: m.room, Log: m.log,
 		Record: func(ctx context.Context) (health.Baseline, error) {
 			return health.Record(ctx, m.gate(health.Baseline{}))

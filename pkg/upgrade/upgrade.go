@@ -19,6 +19,7 @@ import (
 	"github.com/kapernikov/osctl/pkg/ledger"
 	"github.com/kapernikov/osctl/pkg/osimage"
 	"github.com/kapernikov/osctl/pkg/progress"
+	"github.com/kapernikov/osctl/pkg/proof"
 	"github.com/kapernikov/osctl/pkg/slot"
 	"github.com/kapernikov/osctl/pkg/trust"
 )
@@ -65,6 +66,8 @@ type Machine struct {
 	Verifier Verifier
 	Boot     bootState
 	Ledger   *ledger.Store
+	// Records keeps what each slot should hold, to be proven offline.
+	Records *proof.Store
 	// Ready refuses a machine that could not end what an upgrade begins; nil refuses
 	// none. Room refuses when packs of so many bytes do not fit; nil likewise.
 	Ready func() error
@@ -115,6 +118,7 @@ type run struct {
 	Machine
 	Options
 	offer  Offer
+	record proof.Record
 	plan   admit.Plan
 	target Target
 	result Result
@@ -177,7 +181,7 @@ func (r *run) decide(ctx context.Context) error {
 	if err != nil {
 		r.Log.Warn("the ledger is lost; the floor is the running version", "error", err)
 	}
-	r.result.Image, r.result.SignedBy = img, verified.KeyName()
+	r.result.Image, r.result.SignedBy, r.record = img, verified.KeyName(), proof.New(img, sigs, r.offer.Name())
 	if running := l.Slot(r.Booted); running != nil && running.Digest == img.Digest().String() {
 		r.result.Outcome = UpToDate
 		return nil
@@ -269,7 +273,7 @@ func (r *run) stage(ctx context.Context, f filling, missing *slot.Missing) error
 		delete(l.Slots, r.result.Slot)
 		return nil
 	})
-	if err != nil {
+	if err := errors.Join(err, r.Records.Drop(r.result.Slot)); err != nil {
 		return err
 	}
 	written, err := f.write(ctx, missing)
@@ -285,6 +289,9 @@ func (r *run) arm(ctx context.Context, written slot.Written, baseline health.Bas
 	r.Progress.Say(progress.Arm, "arming slot "+string(written.Slot()))
 	if err := r.CloneEtc(ctx, r.Booted, written.Slot()); err != nil {
 		return fmt.Errorf("giving slot %s its /etc: %w", written.Slot(), err)
+	}
+	if err := r.Records.Keep(written.Slot(), r.record); err != nil {
+		return err
 	}
 	c, now := r.plan.Image().Config(), time.Now().UTC()
 	err := r.Ledger.Update(func(l *ledger.Ledger) error {

@@ -25,6 +25,7 @@ import (
 	"github.com/kapernikov/osctl/pkg/ledger"
 	"github.com/kapernikov/osctl/pkg/osimage"
 	"github.com/kapernikov/osctl/pkg/progress"
+	"github.com/kapernikov/osctl/pkg/proof"
 	"github.com/kapernikov/osctl/pkg/publish"
 	"github.com/kapernikov/osctl/pkg/slot"
 	"github.com/kapernikov/osctl/pkg/trust"
@@ -83,7 +84,7 @@ func newBench(t *testing.T) *bench {
 	}
 	b.key = key
 	b.machine = upgrade.Machine{
-		Booted: device.SlotA, Verifier: v, Boot: stepping{b.boot, b}, Ledger: b.ledger, Log: slog.New(slog.DiscardHandler),
+		Booted: device.SlotA, Verifier: v, Boot: stepping{b.boot, b}, Ledger: b.ledger, Records: proof.Open(filepath.Join(dir, "state")), Log: slog.New(slog.DiscardHandler),
 		Facts: admit.Machine{Product: "gateway", Architecture: device.Architecture(), Version: "1.0"},
 		Lock: func() (func() error, error) {
 			held, err := boot.Lock(filepath.Join(dir, "lock"))
@@ -213,6 +214,9 @@ func TestRun(t *testing.T) {
 	}
 	if diff := cmp.Diff([]string{"resolve", "record", "disarm", "clone AB"}, b.steps); diff != "" {
 		t.Errorf("steps: %s", diff)
+	}
+	if record, err := b.machine.Records.Load(device.SlotB); err != nil || record.Image().Digest() != r.Image.Digest() {
+		t.Errorf("the record of the slot: %v, %v", record, err)
 	}
 	l := b.read()
 	e := l.Slot(device.SlotB)
