@@ -87,17 +87,19 @@ func TestPowerCuts(t *testing.T) {
 	t.Logf("%-30s %6s %7s %8s %9s | %8s %8s %8s %8s %8s | %9s", "operation", "calls", "pending", "states", "distinct",
 		"bricked", "wrong", "lost", "invar.", "not conv", "continued")
 	for _, o := range operations(s) {
-		began := time.Now()
-		one := j.explore(t, &o, s.record(&o))
-		t.Logf("%-30s %s  %v", o.name, one, time.Since(began).Round(time.Second/10))
-		total.calls += one.calls
-		total.Made += one.Made
-		total.Most = max(total.Most, one.Most)
-		total.distinct += one.distinct
-		total.converged += one.converged
-		for kind, n := range one.failures {
-			total.failures[kind] += n
-		}
+		t.Run(o.name, func(t *testing.T) {
+			began := time.Now()
+			one := j.explore(t, &o, s.record(&o))
+			t.Logf("%-30s %s  %v", o.name, one, time.Since(began).Round(time.Second/10))
+			total.calls += one.calls
+			total.Made += one.Made
+			total.Most = max(total.Most, one.Most)
+			total.distinct += one.distinct
+			total.converged += one.converged
+			for kind, n := range one.failures {
+				total.failures[kind] += n
+			}
+		})
 	}
 	t.Logf("%-30s %s", "all", total)
 	t.Logf("GRUB was asked %d times and ran %d times", j.asked+j.headless, j.boots)

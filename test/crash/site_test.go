@@ -265,6 +265,7 @@ func (m machine) command(b booted, args ...string) *exec.Cmd {
 	m.t.Helper()
 	cmdline := m.path("cmdline")
 	m.writeFile(cmdline, []byte("osctl.slot="+b.slot+" osctl.boot="+b.kind+"\n"))
+	m.writeFile(cmdline+".release", []byte("ID=gateway\nVERSION_ID="+m.running(b.slot)+"\n"))
 	config := "osctl-auto.yaml"
 	if args[0] == "upgrade" {
 		config = "osctl-" + b.slot + ".yaml"
@@ -273,9 +274,27 @@ func (m machine) command(b booted, args ...string) *exec.Cmd {
 	return m.inNamespace(cmdline, append([]string{m.osctl}, args...)...)
 }
 
-// inNamespace runs a program for which the kernel's command line is that of a file.
+// running is the release whose system runs from a slot, told by the identity of its
+// file system.
+func (m machine) running(slot string) string {
+	m.t.Helper()
+	superblock := func(path string) []byte {
+		data := m.readFile(path)
+		return data[1024:][0x68:0x78] // s_uuid
+	}
+	for version, i := range m.images {
+		if bytes.Equal(superblock(i.raw), superblock(m.path(slot+".img"))) {
+			return version
+		}
+	}
+	return "0.0"
+}
+
+// inNamespace runs a program for which the kernel's command line is that of a file,
+// and the system the release that a file beside it names.
 func (s *site) inNamespace(cmdline string, args ...string) *exec.Cmd {
-	cmd := exec.Command("sh", append([]string{"-c", `umask 022; mount --bind "$0" /proc/cmdline && exec "$@"`, cmdline}, args...)...)
+	cmd := exec.Command("sh", append([]string{"-c",
+		`umask 022; mount --bind "$0" /proc/cmdline && mount --bind "$0.release" /etc/os-release && exec "$@"`, cmdline}, args...)...)
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
 	return cmd
