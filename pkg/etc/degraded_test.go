@@ -244,7 +244,13 @@ func TestResetAtBoot(t *testing.T) {
 	if len(r.Done) != 1 || r.Done[0] != "reset of /etc in slot A" || m.problems(r) != "" {
 		t.Errorf("report %+v", r)
 	}
-	must(t, os.WriteFile(filepath.Join(m.root, "etc/fstab"), []byte("again"), 0o600), OrderFactory(filepath.Join(m.root, "data/osctl"), WipeApps))
+	must(t, os.WriteFile(filepath.Join(m.root, "etc/fstab"), []byte("again"), 0o600))
+	m.shutDown()
+	if r := m.boot("committed"); len(r.Done) != 0 {
+		t.Errorf("done a second time: %v", r.Done)
+	}
+	m.want(map[string]string{"fstab": "again"})
+	must(t, OrderFactory(filepath.Join(m.root, "data/osctl"), WipeApps))
 	m.shutDown()
 
 	r = m.boot("committed")
@@ -274,7 +280,7 @@ func TestResetOnAReadOnlyPartition(t *testing.T) {
 	write(t, m.root, map[string]string{"data/containerd/x": "app", "data/osctl/ledger.json": "l"})
 	must(t, OrderFactory(filepath.Join(m.root, "data/osctl"), WipeApps))
 	m.shutDown()
-	if r := m.boot("committed", "-r"); len(r.Done) != 0 {
+	if r := m.boot("committed", "-r"); len(r.Done) != 0 || strings.Contains(m.problems(r), "reset") {
 		t.Errorf("report %+v", r)
 	}
 	m.want(configured)
