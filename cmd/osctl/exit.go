@@ -28,6 +28,7 @@ import (
 	"github.com/kapernikov/osctl/pkg/osimage"
 	"github.com/kapernikov/osctl/pkg/proof"
 	"github.com/kapernikov/osctl/pkg/publish"
+	"github.com/kapernikov/osctl/pkg/rescue"
 	"github.com/kapernikov/osctl/pkg/slot"
 	"github.com/kapernikov/osctl/pkg/trust"
 	"github.com/kapernikov/osctl/pkg/upgrade"
@@ -165,6 +166,7 @@ func storageRules() []rule {
 		{is(boot.ErrOneCopy), exitStorage, "it is in effect; check the boot partition: dmesg, df -h /efi"},
 		{is(boot.ErrReadBack), exitStorage, "check the boot partition: dmesg, df -h /efi"},
 		{is(boot.ErrUnknown), exitStorage, "osctl settle names the running slot again"},
+		{is(rescue.ErrDamagedData), exitStorage, "osctl rescue check-data --yes mends it, whatever is lost"},
 		{is(proof.ErrCorrupt), exitStorage, "osctl upgrade --repair REF writes it again"},
 		{is(proof.ErrNone), exitFailed, "osctl upgrade --repair REF proves the slot anew and keeps it"},
 		{is(ledger.ErrCorrupt), exitStorage, "the machine boots without it; the next change sets it aside and starts a new one"},

@@ -63,8 +63,9 @@ type Machine struct {
 	OpenSlot func(device.Slot) (upgrade.Target, error)
 	// Resolve finds the image that a reference means. The source is closed when the
 	// attempt is over.
-	Resolve  func(ctx context.Context, reference string) (Source, error)
-	Verifier upgrade.Verifier
+	Resolve func(ctx context.Context, reference string) (Source, error)
+	// Verifier is the policy, asked about what a reference named.
+	Verifier func(reference string) (upgrade.Verifier, error)
 	Boot     bootState
 	Ledger   *ledger.Store
 	Records  *proof.Store
@@ -189,12 +190,16 @@ func (m Machine) lookAt(ctx context.Context, name device.Slot, s Survey, l *ledg
 }
 
 func (m Machine) prove(ctx context.Context, found *Slot, sink progress.Sink) (err error) {
+	verifier, err := m.Verifier(found.record.Reference())
+	if err != nil {
+		return err
+	}
 	target, err := m.OpenSlot(found.Name)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, target.Close()) }()
-	v, err := found.record.Prove(ctx, m.Verifier, target, sink)
+	v, err := found.record.Prove(ctx, verifier, target, sink)
 	if err != nil {
 		return err
 	}

@@ -74,7 +74,7 @@ func newBench(t *testing.T) *bench {
 			return held.Release, nil
 		},
 		OpenSlot: func(s device.Slot) (upgrade.Target, error) { return disk.Open(b.path(s.Label())) },
-		Resolve:  b.resolve, Verifier: v, Boot: b.boot, Log: slog.New(slog.DiscardHandler),
+		Resolve:  b.resolve, Verifier: func(string) (upgrade.Verifier, error) { return v, nil }, Boot: b.boot, Log: slog.New(slog.DiscardHandler),
 		Ledger: ledger.Open(b.path("state")), Records: proof.Open(b.path("state")),
 	}
 	b.keep(device.SlotB, oneB)

@@ -129,11 +129,15 @@ func (m Machine) verify(ctx context.Context, o Order) (trust.Verified, proof.Rec
 	if err != nil {
 		return trust.Verified{}, proof.Record{}, err
 	}
-	verified, err := m.Verifier.Verify(ctx, img, sigs)
 	reference := o.Reference
 	if reference == "" {
 		reference = o.Offer.Name()
 	}
+	verifier, err := m.Verifier(reference)
+	if err != nil {
+		return trust.Verified{}, proof.Record{}, err
+	}
+	verified, err := verifier.Verify(ctx, img, sigs)
 	return verified, proof.New(img, sigs, reference), err
 }
 
@@ -205,7 +209,11 @@ func (m Machine) reprove(ctx context.Context, found *Slot, sink progress.Sink) (
 		return Result{}, wrap(found.Name, err)
 	}
 	defer func() { err = errors.Join(err, target.Close()) }()
-	verified, err := found.record.Verify(ctx, m.Verifier)
+	verifier, err := m.Verifier(found.record.Reference())
+	if err != nil {
+		return Result{}, wrap(found.Name, err)
+	}
+	verified, err := found.record.Verify(ctx, verifier)
 	if err != nil {
 		return Result{}, wrap(found.Name, err)
 	}

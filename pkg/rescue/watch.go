@@ -189,3 +189,26 @@ func Watch(ctx context.Context, m Machine, w Watching, sink progress.Sink) (Resu
 		waited += pause
 	}
 }
+
+// Repair restores what was committed in a slot, from where it came; name "" is the
+// slot that is to be booted. Unlike Attempt it takes no other way. It takes the
+// lock.
+func Repair(ctx context.Context, m Machine, name device.Slot, sink progress.Sink) (r Result, err error) {
+	release, err := m.Lock()
+	if err != nil {
+		return Result{}, err
+	}
+	defer func() { err = errors.Join(err, release()) }()
+	s := m.brief()
+	if err := m.acknowledge(&s); err != nil {
+		return Result{}, err
+	}
+	if name == "" {
+		name = s.order()[0]
+	}
+	found := s.slotOf(name)
+	if !found.Committed {
+		return Result{}, wrap(name, errors.New("nothing says that an image was committed in it; name one"))
+	}
+	return m.again(ctx, s, found, sink)
+}
