@@ -55,7 +55,7 @@ FUZZTIME ?= 30s
 fuzz:
 	@git grep -oE '^func Fuzz[A-Za-z]+' -- '*_test.go' | while IFS=: read -r file name; do \
 		echo "$$file $${name#func }"; \
-		$(GO) test -run '^$$' -fuzz "^$${name#func }\$$" -fuzztime $(FUZZTIME) "./$${file%/*}" </dev/null || exit 1; \
+		$(GO) test -run '^$$' -fuzz "^$${name#func }\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 5x "./$${file%/*}" </dev/null || exit 1; \
 	done
 
 demo: deps osctl

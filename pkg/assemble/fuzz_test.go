@@ -25,17 +25,14 @@ func FuzzSegments(f *testing.F) {
 	f.Add([]byte{0x28, 0xb5, 0x2f, 0xfd, 0xe0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f}) // content of 2^63-1
 	f.Add([]byte{0x28, 0xb5, 0x2f, 0xfd, 0x03, 0x00, 1, 2, 3, 4})                               // a dictionary
 	f.Add(encoder.EncodeAll(make([]byte, 1000), nil))
+	img, s := artifact(f, nil)
+	pack := img.Packs()[1].Digest
+	good := s.blobs[pack]
+	others := func(i int) bool { return i != 2 && i != 3 }
 	f.Fuzz(func(t *testing.T, frames []byte) {
-		if len(frames) == 0 {
-			frames = []byte{0}
-		}
-		img, s := artifact(t, func(n int, good []byte) []byte {
-			if n == 1 {
-				return append(good[:len(good)/2:len(good)/2], frames...)
-			}
-			return good
-		})
-		err := Segments(context.Background(), img, none, s, func(i int, data []byte) error {
+		// Nobody compares the digest of a pack here: the segments' own count.
+		s.blobs[pack] = append(good[:len(good)/2:len(good)/2], frames...)
+		err := Segments(context.Background(), img, others, s, func(i int, data []byte) error {
 			if !bytes.Equal(data, s.raw[i*osimage.SegmentSize:][:len(data)]) {
 				t.Errorf("segment %d was handed on with wrong bytes", i)
 			}
