@@ -240,6 +240,9 @@ func (s *Store) Probe() error {
 	probe := filepath.Join(s.dir, ".probe")
 	err := os.MkdirAll(s.dir, 0o755)
 	if err == nil {
+		err = atomicfile.Sweep(probe) // left by a cut
+	}
+	if err == nil {
 		err = atomicfile.Write(probe, []byte("osctl\n"), 0o600)
 	}
 	if err == nil {

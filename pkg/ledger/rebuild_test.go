@@ -100,6 +100,13 @@ func TestCorruptLedgerIsKept(t *testing.T) {
 func TestProbe(t *testing.T) {
 	dir := t.TempDir()
 	s := Open(filepath.Join(dir, "osctl"))
+	if err := os.Mkdir(filepath.Join(dir, "osctl"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	// What a cut left of an earlier one goes.
+	if err := os.WriteFile(filepath.Join(dir, "osctl", "..probe.tmp-1"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	if err := s.Probe(); err != nil {
 		t.Fatal(err)
 	}
