@@ -167,6 +167,8 @@ func storageRules() []rule {
 		{is(boot.ErrReadBack), exitStorage, "check the boot partition: dmesg, df -h /efi"},
 		{is(boot.ErrUnknown), exitStorage, "osctl settle names the running slot again"},
 		{is(rescue.ErrDamagedData), exitStorage, "osctl rescue check-data --yes mends it, whatever is lost"},
+		{is(upgrade.ErrNothingToRepair), exitFailed, "osctl upgrade installs an image there"},
+		{is(upgrade.ErrOtherImage), exitAdmission, "name the image that the slot should hold, or osctl upgrade to another one"},
 		{is(proof.ErrCorrupt), exitStorage, "osctl upgrade --repair REF writes it again"},
 		{is(proof.ErrNone), exitFailed, "osctl upgrade --repair REF proves the slot anew and keeps it"},
 		{is(ledger.ErrCorrupt), exitStorage, "the machine boots without it; the next change sets it aside and starts a new one"},

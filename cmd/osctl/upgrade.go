@@ -27,6 +27,7 @@ type upgradeOptions struct {
 	check        bool
 	downloadOnly bool
 	retry        bool
+	repair       bool
 	reboot       bool
 	json         bool
 }
@@ -59,6 +60,7 @@ goes back by itself. The same command again goes on where it stopped.
 	f.StringVar(&o.from, "from", "", "install from an OCI layout `folder or archive`, without network or containerd's content")
 	f.StringVar(&o.digest, "digest", "", "install exactly this `sha256:…`")
 	f.BoolVar(&o.retry, "retry", false, "permit an image that failed its trial here")
+	f.BoolVar(&o.repair, "repair", false, "write again what is damaged of the other slot's own image, and nothing else")
 	f.BoolVar(&o.reboot, "reboot", false, "reboot when the new system is armed")
 	f.BoolVar(&o.json, "json", false, "print the result as JSON")
 	return cmd
@@ -97,6 +99,8 @@ func (o upgradeOptions) checkFlags() error {
 		return usageError{errors.New("both --check and --download-only; choose one")}
 	case o.downloadOnly && o.from != "":
 		return usageError{errors.New("--download-only with --from: there is nothing to download")}
+	case o.repair && (o.check || o.downloadOnly || o.retry || o.reboot || o.digest != ""):
+		return usageError{errors.New("--repair is for what the slot holds already; it goes with --from, a reference and --progress only")}
 	case (o.check || o.downloadOnly) && o.reboot:
 		return usageError{errors.New("--reboot goes with an installation")}
 	}
@@ -115,6 +119,9 @@ func runUpgrade(ctx context.Context, o upgradeOptions, s streams) error {
 	m, err := o.machineFlags.open(s)
 	if err != nil {
 		return err
+	}
+	if o.repair {
+		return runUpgradeRepair(ctx, o, m, s)
 	}
 	if o.reference == "" && o.from == "" {
 		o.reference = m.config.Reference
@@ -243,6 +250,10 @@ func printUpgrade(s streams, o upgradeOptions, m *machine, r upgrade.Result) err
 	detail := fmt.Sprintf("  digest     %s\n  signed by  %s\n", r.Image.Digest(), r.SignedBy)
 	var err error
 	switch r.Outcome {
+	case upgrade.Sound:
+		_, err = fmt.Fprintf(s.out, "Slot %s holds %s, every byte of it; nothing was written.\n%s", r.Slot, what, detail)
+	case upgrade.Repaired:
+		_, err = fmt.Fprintf(s.out, "Slot %s holds %s again; %d of its %d segments were sound.\n%s", r.Slot, what, r.Reused, c.Rootfs.Segments(), detail)
 	case upgrade.UpToDate:
 		_, err = fmt.Fprintf(s.out, "%s runs already.\n%s", what, detail)
 	case upgrade.Available:

@@ -45,6 +45,7 @@ type bootState interface {
 	Load() (boot.State, []boot.Problem, error)
 	Disarm(booted device.Slot) error
 	Arm(w slot.Written, tries int) error
+	Regained(w slot.Written) error
 	Repair() error
 }
 
