@@ -172,13 +172,13 @@ func TestResetOnAnOverlay(t *testing.T) {
 	base := filepath.Join(t.TempDir(), "data")
 	mount(t, "tmpfs", base, "tmpfs", "", 0)
 	lower, dir := filepath.Join(base, "lower"), filepath.Join(base, "etc")
-	image := map[string]string{"file": "i", "gone": "i", "made/one": "i", "made/two": "i", "made/sub/three": "i", "made/sub/four": "i", "dir/a": "i", "removed/x": "i"}
+	image := map[string]string{"file": "i", "gone": "i", "made/one": "i", "made/two": "i", "made/sub/three": "i", "made/sub/four": "i", "made/peer/old": "i", "dir/a": "i", "removed/x": "i"}
 	write(t, lower, image)
 	must(t, os.Mkdir(dir, 0o755))
 	etc := overlay(t, lower, dir, "A")
 	at := func(name string) string { return filepath.Join(etc, name) }
 	must(t, os.Remove(at("gone")), os.RemoveAll(at("made")), os.RemoveAll(at("removed")), os.Remove(at("dir/a")))
-	write(t, etc, map[string]string{"file": "u", "made/new": "u", "made/sub/three": "u", "dir/b": "u"})
+	write(t, etc, map[string]string{"file": "u", "made/new": "u", "made/sub/three": "u", "made/peer/new": "u", "dir/b": "u"})
 	if _, err := OrderReset(dir, "A", []string{"removed/x"}); !errors.Is(err, ErrPath) {
 		t.Errorf("below a removed directory: %v", err)
 	}
@@ -187,7 +187,7 @@ func TestResetOnAnOverlay(t *testing.T) {
 
 	must(t, Reset{Paths: []string{"gone", "made/sub/four", "dir"}}.carryOut(upper, lower))
 	etc = overlay(t, lower, dir, "A")
-	want := map[string]string{"file": "u", "gone": "i", "made/new": "u", "made/sub/three": "u", "made/sub/four": "i", "dir/a": "i"}
+	want := map[string]string{"file": "u", "gone": "i", "made/new": "u", "made/sub/three": "u", "made/sub/four": "i", "made/peer/new": "u", "dir/a": "i"}
 	wantContents(t, etc, want)
 	unmount(t, etc)
 
