@@ -8,7 +8,8 @@ export OSCTL_CACHE ?= $(CURDIR)/.cache
 BUILD = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=auto -ldflags '-s -w'
 SCRIPTS = $(shell git ls-files '*.sh') .ci/run \
 	images/rootfs/usr/lib/osctl/emergency images/debian/usr/lib/osctl/sshd-keygen \
-	images/initramfs/watchdog images/initramfs/init-there
+	images/initramfs/watchdog images/initramfs/init-there \
+	images/rescue/init images/rescue/network
 PACKAGES = ./...
 
 .PHONY: all osctl deps tools check lint test fuzz crash demo run bench clean
