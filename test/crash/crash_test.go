@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/kapernikov/osctl/pkg/boot"
+	"github.com/kapernikov/osctl/pkg/ledger"
 	"github.com/kapernikov/osctl/test/crash/model"
 	"github.com/kapernikov/osctl/test/crash/record"
 )
@@ -70,6 +71,18 @@ func (s *site) record(o *operation) *recording {
 	}
 	return &recording{world: world, log: log, running: slots(world, base)[o.on.slot[0]-'A'].Hash(),
 		etcBefore: etcOfB(world, base), etcAfter: etcOfB(world, log.After)}
+}
+
+// kept holds that what a command had written when it ended well stays: the ledger and
+// the /etc of slot B.
+func (r *recording) kept(s model.State) error {
+	ledgerIn := func(s model.State) string {
+		return string(s.Content(s.Look(r.world.Nodes["data"], "osctl", ledger.File)))
+	}
+	if ledgerIn(s) != ledgerIn(r.log.After) || etcOfB(r.world, s) != r.etcAfter {
+		return fmt.Errorf("%w: the command had ended well, and the ledger or the /etc of slot B is the old one", errLostUpdate)
+	}
+	return nil
 }
 
 // tally is what came of the states of one operation.
@@ -152,6 +165,9 @@ func (j *judge) explore(t *testing.T, o *operation, r *recording) tally {
 			seen[key] = true
 		}
 		v, err := j.state(o, r, r.world, s, atEnd)
+		if err == nil && atEnd {
+			err = r.kept(s)
+		}
 		if err != nil {
 			y.fail(t, fmt.Sprintf("%s: %v", o.name, c), err)
 			return nil
