@@ -334,7 +334,7 @@ func (s *Site) Disk() string { return filepath.Join(s.dir, "disk.img") }
 
 // Install makes the machine's disk from release 1.0 in the registry. What is this
 // machine's own, its keys and its registry, goes into its /etc.
-func (s *Site) Install(ctx context.Context) error {
+func (s *Site) Install(ctx context.Context, flags ...string) error {
 	etc := filepath.Join(s.dir, "etc")
 	hosts := fmt.Sprintf("server = %q\n", fmt.Sprintf("http://%s:%d", guestHost, s.Port))
 	for name, text := range map[string]string{
@@ -350,8 +350,9 @@ func (s *Site) Install(ctx context.Context) error {
 		}
 	}
 	s.tell.Title("Install release 1.0 on a disk")
-	return s.host(ctx, s.dir, "install", "--progress", "none", "--disk", filepath.Base(s.Disk()), "--size", "6144", "--slot-size", "1024",
-		"--etc", "etc", "--policy", "policy.yaml", "--reference", s.Ref("os:1.0"), s.local("os:1.0"))
+	args := []string{"install", "--progress", "none", "--disk", filepath.Base(s.Disk()), "--size", "6144", "--slot-size", "1024",
+		"--etc", "etc", "--policy", "policy.yaml", "--reference", s.Ref("os:1.0"), s.local("os:1.0")}
+	return s.host(ctx, s.dir, append(args, flags...)...)
 }
 
 // Start switches the machine on. The console's text goes to console as well.
