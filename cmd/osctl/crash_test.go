@@ -5,12 +5,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/kapernikov/osctl/pkg/boot"
 	"github.com/kapernikov/osctl/pkg/device"
@@ -111,8 +115,14 @@ func (p plain) converge(t *testing.T, layout string, next sample.Image) {
 	if errA != nil || errB != nil || !bytes.Equal(a, b) {
 		t.Fatalf("the /etc of slot B: %q, %v, %v", b, errA, errB)
 	}
-	left, err := filepath.Glob(p.path("data/osctl/*"))
-	if err != nil || len(left) != 1 {
-		t.Fatalf("left behind: %v, %v", left, err)
+	var left []string
+	err = filepath.WalkDir(p.path("data/osctl"), func(path string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			left = append(left, strings.TrimPrefix(path, p.path("data/osctl")+"/"))
+		}
+		return err
+	})
+	if diff := cmp.Diff([]string{"ledger.json", "slots/B.json"}, left); err != nil || diff != "" {
+		t.Fatalf("left behind: %v %s", err, diff)
 	}
 }

@@ -30,7 +30,9 @@ import (
 	"github.com/kapernikov/osctl/pkg/install"
 	"github.com/kapernikov/osctl/pkg/ledger"
 	"github.com/kapernikov/osctl/pkg/osimage"
+	"github.com/kapernikov/osctl/pkg/proof"
 	"github.com/kapernikov/osctl/pkg/publish"
+	"github.com/kapernikov/osctl/pkg/rescue"
 	"github.com/kapernikov/osctl/pkg/slot"
 	"github.com/kapernikov/osctl/pkg/trust"
 	"github.com/kapernikov/osctl/pkg/upgrade"
@@ -85,6 +87,8 @@ func outcomes() map[string]outcome {
 		"ledger.ErrCorrupt":          {storageError{ledger.ErrCorrupt}, 50, "sets it aside"},
 		"osimage.ErrInvalid":         {osimage.ErrInvalid, 40, "copy the image again"},
 		"osimage.ErrNotOS":           {osimage.ErrNotOS, 21, "osctl build"},
+		"proof.ErrCorrupt":           {proof.ErrCorrupt, 50, "osctl upgrade --repair"},
+		"proof.ErrNone":              {proof.ErrNone, 1, "osctl upgrade --repair"},
 		"publish.ErrDenied":          {errors.Join(publish.ErrRegistry, publish.ErrDenied), 40, "docker login"},
 		"publish.ErrKey":             {publish.ErrKey, 1, "cosign generate-key-pair"},
 		"publish.ErrLayout":          {publish.ErrLayout, 1, "osctl build -o"},
@@ -92,11 +96,14 @@ func outcomes() map[string]outcome {
 		"publish.ErrPassword":        {errors.Join(publish.ErrKey, publish.ErrPassword), 1, "COSIGN_PASSWORD"},
 		"publish.ErrReference":       {publish.ErrReference, 2, ""},
 		"publish.ErrRegistry":        {publish.ErrRegistry, 40, "check the network"},
+		"rescue.ErrDamagedData":      {rescue.ErrDamagedData, 50, "check-data --yes"},
 		"slot.ErrMedium":             {slot.ErrMedium, 50, "dmesg"},
 		"slot.ErrTooSmall":           {slot.ErrTooSmall, 21, "smaller image"},
 		"trust.ErrPolicy":            {trust.ErrPolicy, 20, "correct the policy"},
 		"trust.PolicyError":          {&trust.PolicyError{Field: "keys", Err: errors.New("x")}, 20, "correct the policy"},
 		"trust.Refusal":              {&trust.Refusal{}, 20, ""},
+		"upgrade.ErrNothingToRepair": {upgrade.ErrNothingToRepair, 1, "osctl upgrade"},
+		"upgrade.ErrOtherImage":      {upgrade.ErrOtherImage, 21, "name the image"},
 		"upgrade.ErrNoProvenSlot":    {upgrade.ErrNoProvenSlot, 1, "osctl upgrade"},
 
 		// What is wrong with one copy is a problem in status, and part of ErrUnknown
