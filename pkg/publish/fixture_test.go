@@ -42,15 +42,16 @@ func testLayout(t testing.TB, version string, packs ...[]byte) string {
 	}
 	config := osimage.Config{
 		Product: "gateway", Version: version, Architecture: "amd64", Created: time.Unix(0, 0).UTC(), Kernel: "/boot/vmlinuz",
-		Rootfs: osimage.Rootfs{
-			Size: int64(len(packs)) * osimage.SegmentSize, Filesystem: "ext4", Digest: digest.FromString("raw"),
-			SegmentSize: osimage.SegmentSize, SegmentDigests: make([]byte, len(packs)*sha256.Size),
-		},
+		Rootfs: osimage.Rootfs{Filesystem: "ext4", Digest: digest.FromString("raw"), SegmentSize: osimage.SegmentSize},
 	}
 	var layers []ocispec.Descriptor
 	for _, p := range packs {
 		layers = append(layers, blob(osimage.MediaTypePack, p))
-		config.Rootfs.PackSegments = append(config.Rootfs.PackSegments, 1)
+		// As many segments as would fill it, uncompressed.
+		segments := max(1, len(p)/osimage.SegmentSize)
+		config.Rootfs.PackSegments = append(config.Rootfs.PackSegments, segments)
+		config.Rootfs.Size += int64(segments) * osimage.SegmentSize
+		config.Rootfs.SegmentDigests = append(config.Rootfs.SegmentDigests, make([]byte, segments*sha256.Size)...)
 	}
 	manifest, desc, err := osimage.Manifest(blob(osimage.MediaTypeConfig, mustJSON(t, config)), layers, nil)
 	if err != nil {
