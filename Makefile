@@ -47,9 +47,10 @@ test: deps tools osctl lint
 
 # crash cuts the power in every way that the model of docs/crash-states.md permits;
 # make test takes a sample of that.
-crash: deps tools
+crash: deps tools osctl
 	OSCTL_EXHAUSTIVE=1 $(GO) test -count=1 -v -timeout 60m ./test/crash/...
-	OSCTL_EXHAUSTIVE=1 $(GO) test -count=1 -v -timeout 60m -run TestGrubTable ./pkg/boot
+	OSCTL_EXHAUSTIVE=1 $(GO) test -count=1 -v -timeout 90m -run TestGrubTable ./pkg/boot
+	OSCTL_EXHAUSTIVE=1 $(GO) test -count=1 -v -timeout 3h ./test/machine
 
 # fuzz runs each fuzz target for a while; its seeds run with every test.
 FUZZTIME ?= 30s

@@ -70,7 +70,7 @@ func (s *Story) everyWrite(ctx context.Context, t *testing.T) error {
 // cuts are the instants at which a machine is not only judged but started again: one
 // of those at which GRUB saves its state, and in the long run all from arming on.
 func cuts() []int {
-	if os.Getenv("OSCTL_EXHAUSTIVE") == "" {
+	if !exhaustive() {
 		return []int{4}
 	}
 	var all []int

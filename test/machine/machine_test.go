@@ -29,6 +29,9 @@ func (w lineWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// exhaustive says that this is the long run (make crash).
+func exhaustive() bool { return os.Getenv("OSCTL_EXHAUSTIVE") != "" }
+
 // TestMachine is the demonstration's story, and then the power cuts. One machine
 // lives through all of it: a boot under emulation is the expensive part.
 func TestMachine(t *testing.T) {
