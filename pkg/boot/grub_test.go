@@ -55,7 +55,7 @@ func TestGrubWhitelist(t *testing.T) {
 	m, user := newMachine(t, "ab"), newStore(t, nil, nil)
 	// On the last rung GRUB saves nothing, so the copies stay as they are.
 	good := block(t, 7, committed(slotB).on(RungRescue, 0, false))
-	want := device.Boot{Slot: RescueSlot, Kind: KindRescue}
+	want := device.Boot{Slot: device.Rescue, Kind: KindRescue}
 	for _, values := range [][2]string{
 		{"seq", "8x"}, {"seq", "0"}, {"seq", "08"}, {"seq", "-8"}, {"seq", "0x8"}, {"seq", "1234567890"}, {"seq", ""},
 		{"seq", "--help"}, {"seq", "8 0 B 0 8"}, {"seq", "8\n"}, {"seq", "("}, {"seq", "!"},
@@ -118,7 +118,7 @@ func TestGrubMissingVariable(t *testing.T) {
 			}
 			m.set(0, copies[0])
 			m.set(1, copies[1])
-			e := expectation{device.Boot{Slot: RescueSlot, Kind: KindRescue}, copies}
+			e := expectation{device.Boot{Slot: device.Rescue, Kind: KindRescue}, copies}
 			m.check(fmt.Sprintf("no %s in copy %d", name, i), e)
 			m.agree(user, copies, e)
 		}
@@ -273,7 +273,7 @@ func TestGrubStories(t *testing.T) {
 		boot(slotA, "committed"), giveBack(slotA, "committed"), boot(slotA, "committed"), boot(slotA, "committed"), boot(slotA, "committed"),
 		boot(slotA, "pristine"), giveBack(slotA, "pristine"), boot(slotA, "pristine"), boot(slotA, "pristine"), boot(slotA, "pristine"),
 		boot(slotB, "other"), boot(slotB, "other"), boot(slotB, "other"),
-		boot(RescueSlot, "rescue"), boot(RescueSlot, "rescue"),
+		boot(device.Rescue, "rescue"), boot(device.Rescue, "rescue"),
 		func() error { return s.Commit(slotB) }, boot(slotB, "committed"),
 	} {
 		if err := step(); err != nil {

@@ -30,19 +30,19 @@ func TestGrubCannotStart(t *testing.T) {
 	}{
 		"trial":                    {trial(slotB, 2), []device.Slot{slotB}, at(slotA, KindFallback), fellBack(slotA).on(RungSlot, 2, false)},
 		"last try":                 {trial(slotB, 1), []device.Slot{slotB}, at(slotA, KindFallback), fellBack(slotA).on(RungSlot, 2, false)},
-		"trial and proven":         {trial(slotB, 2), []device.Slot{slotB, slotA}, at(RescueSlot, KindRescue), fellBack(slotA).on(RungSlot, 2, false)},
-		"proven after a trial":     {trial(slotB, 0), []device.Slot{slotA}, at(RescueSlot, KindRescue), fellBack(slotA).on(RungSlot, 2, false)},
-		"that, without rescue":     {trial(slotB, 0), []device.Slot{slotA, RescueSlot}, at(slotB, KindOther), fellBack(slotA).on(RungSlot, 2, false)},
+		"trial and proven":         {trial(slotB, 2), []device.Slot{slotB, slotA}, at(device.Rescue, KindRescue), fellBack(slotA).on(RungSlot, 2, false)},
+		"proven after a trial":     {trial(slotB, 0), []device.Slot{slotA}, at(device.Rescue, KindRescue), fellBack(slotA).on(RungSlot, 2, false)},
+		"that, without rescue":     {trial(slotB, 0), []device.Slot{slotA, device.Rescue}, at(slotB, KindOther), fellBack(slotA).on(RungSlot, 2, false)},
 		"committed":                {whole(slotA, true), []device.Slot{slotA}, at(slotB, KindOther), whole(slotA, true).on(RungSlot, 2, true)},
-		"committed, none other":    {whole(slotA, false), []device.Slot{slotA}, at(RescueSlot, KindRescue), whole(slotA, false).on(RungSlot, 2, false)},
-		"that, without rescue too": {whole(slotA, false), []device.Slot{slotA, RescueSlot}, at(slotB, KindOther), whole(slotA, false).on(RungSlot, 2, false)},
+		"committed, none other":    {whole(slotA, false), []device.Slot{slotA}, at(device.Rescue, KindRescue), whole(slotA, false).on(RungSlot, 2, false)},
+		"that, without rescue too": {whole(slotA, false), []device.Slot{slotA, device.Rescue}, at(slotB, KindOther), whole(slotA, false).on(RungSlot, 2, false)},
 		"pristine":                 {whole(slotB, true).on(RungPristine, 2, true), []device.Slot{slotB}, at(slotA, KindOther), whole(slotB, true).on(RungPristine, 1, true)},
-		"other":                    {whole(slotB, true).on(RungOther, 2, true), []device.Slot{slotA}, at(RescueSlot, KindRescue), whole(slotB, true).on(RungOther, 1, true)},
-		"other and rescue":         {whole(slotB, true).on(RungOther, 2, true), []device.Slot{slotA, RescueSlot}, at(slotB, KindCommitted), whole(slotB, true).on(RungOther, 1, true)},
-		"rescue":                   {whole(slotB, true).on(RungRescue, 0, true), []device.Slot{RescueSlot}, at(slotB, KindCommitted), whole(slotB, true).on(RungSlot, 2, true)},
-		"rescue, at the last step": {whole(slotB, false).on(RungPristine, 0, false), []device.Slot{RescueSlot}, at(slotB, KindCommitted), whole(slotB, false).on(RungSlot, 2, false)},
-		"rescue after a fall back": {fellBack(slotB).on(RungRescue, 0, false), []device.Slot{RescueSlot}, at(slotB, KindFallback), fellBack(slotB).on(RungSlot, 2, false)},
-		"rescue and committed":     {whole(slotB, false).on(RungRescue, 0, false), []device.Slot{RescueSlot, slotB}, at(slotA, KindOther), whole(slotB, false).on(RungSlot, 2, false)},
+		"other":                    {whole(slotB, true).on(RungOther, 2, true), []device.Slot{slotA}, at(device.Rescue, KindRescue), whole(slotB, true).on(RungOther, 1, true)},
+		"other and rescue":         {whole(slotB, true).on(RungOther, 2, true), []device.Slot{slotA, device.Rescue}, at(slotB, KindCommitted), whole(slotB, true).on(RungOther, 1, true)},
+		"rescue":                   {whole(slotB, true).on(RungRescue, 0, true), []device.Slot{device.Rescue}, at(slotB, KindCommitted), whole(slotB, true).on(RungSlot, 2, true)},
+		"rescue, at the last step": {whole(slotB, false).on(RungPristine, 0, false), []device.Slot{device.Rescue}, at(slotB, KindCommitted), whole(slotB, false).on(RungSlot, 2, false)},
+		"rescue after a fall back": {fellBack(slotB).on(RungRescue, 0, false), []device.Slot{device.Rescue}, at(slotB, KindFallback), fellBack(slotB).on(RungSlot, 2, false)},
+		"rescue and committed":     {whole(slotB, false).on(RungRescue, 0, false), []device.Slot{device.Rescue, slotB}, at(slotA, KindOther), whole(slotB, false).on(RungSlot, 2, false)},
 		"everything":               {whole(slotB, true), places(), none, whole(slotB, true).on(RungSlot, 2, true)},
 	} {
 		var restore []func()
@@ -60,7 +60,7 @@ func TestGrubCannotStart(t *testing.T) {
 		gone []device.Slot
 		want device.Boot
 	}{
-		{nil, at(slotA, KindUnsaved)}, {[]device.Slot{slotA}, at(slotB, KindUnsaved)}, {[]device.Slot{slotA, slotB}, at(RescueSlot, KindRescue)},
+		{nil, at(slotA, KindUnsaved)}, {[]device.Slot{slotA}, at(slotB, KindUnsaved)}, {[]device.Slot{slotA, slotB}, at(device.Rescue, KindRescue)},
 	} {
 		for _, slot := range c.gone {
 			defer m.unbootable(slot)()
@@ -76,7 +76,7 @@ func TestGrubNeverLoops(t *testing.T) {
 	needTools(t)
 	t.Parallel()
 	m := newMachine(t, "ab")
-	m.unbootable(RescueSlot)
+	m.unbootable(device.Rescue)
 	m.setBoth(block(t, 7, whole(slotA, true)))
 	var way []string
 	for range 20 {

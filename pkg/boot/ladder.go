@@ -14,10 +14,6 @@ const (
 	KindRescue    = "rescue"
 )
 
-// RescueSlot stands for a slot on the kernel command line of the rescue system
-// (osctl.slot=).
-const RescueSlot device.Slot = "rescue"
-
 // Next is what GRUB does at a boot, if it can save and can start what it chose:
 // the system that it boots and the state that it leaves. It takes one try; a
 // trial without tries left becomes a fall back, and a rung without tries left
@@ -63,7 +59,7 @@ func (s State) place() device.Boot {
 	case RungOther:
 		return device.Boot{Slot: s.Rootfs.Other(), Kind: KindOther}
 	case RungRescue:
-		return device.Boot{Slot: RescueSlot, Kind: KindRescue}
+		return device.Boot{Slot: device.Rescue, Kind: KindRescue}
 	case RungSlot:
 	}
 	if s.Phase == FellBack {

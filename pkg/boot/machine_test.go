@@ -33,7 +33,7 @@ const (
 )
 
 // places are the partitions that hold systems, in their order on the disk.
-func places() []device.Slot { return []device.Slot{slotA, slotB, RescueSlot} }
+func places() []device.Slot { return []device.Slot{slotA, slotB, device.Rescue} }
 
 func slotStart(name device.Slot) int64 {
 	return espStart + espSize + slotSize*int64(slices.Index(places(), name))
@@ -45,7 +45,7 @@ func partUUID(name device.Slot) string {
 		slotA: "aaaaaaaa-0000-4000-8000-00000000000a",
 		slotB: "bbbbbbbb-0000-4000-8000-00000000000b",
 
-		RescueSlot: "dddddddd-0000-4000-8000-00000000000d",
+		device.Rescue: "dddddddd-0000-4000-8000-00000000000d",
 	}[name]
 }
 
@@ -118,7 +118,7 @@ func newMachine(t *testing.T, order string) *machine {
 		partition(1, "boot", "cccccccc-0000-4000-8000-00000000000c", gpt.EFISystemPartition, espStart, espSize),
 		partition(2, "rootfsA", partUUID(slotA), gpt.LinuxFilesystem, slotStart(slotA), slotSize),
 		partition(3, "rootfsB", partUUID(slotB), gpt.LinuxFilesystem, slotStart(slotB), slotSize),
-		partition(4, "rescue", partUUID(RescueSlot), gpt.LinuxFilesystem, slotStart(RescueSlot), slotSize),
+		partition(4, "rescue", partUUID(device.Rescue), gpt.LinuxFilesystem, slotStart(device.Rescue), slotSize),
 	}}
 	writable, err := file.New(disk, false).Writable()
 	if err != nil {

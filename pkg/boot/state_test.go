@@ -47,10 +47,10 @@ func TestNext(t *testing.T) {
 		{committed(slotB).on(RungSlot, 0, true), slotB, KindPristine, committed(slotB).on(RungPristine, 2, true)},
 		{committed(slotB).on(RungPristine, 1, true), slotB, KindPristine, committed(slotB).on(RungPristine, 0, true)},
 		{committed(slotB).on(RungPristine, 0, true), slotA, KindOther, committed(slotB).on(RungOther, 2, true)},
-		{committed(slotB).on(RungPristine, 0, false), RescueSlot, KindRescue, committed(slotB).on(RungRescue, 0, false)},
-		{committed(slotB).on(RungOther, 0, true), RescueSlot, KindRescue, committed(slotB).on(RungRescue, 0, true)},
-		{committed(slotB).on(RungOther, 3, false), RescueSlot, KindRescue, committed(slotB).on(RungRescue, 0, false)},
-		{committed(slotB).on(RungRescue, 5, true), RescueSlot, KindRescue, committed(slotB).on(RungRescue, 5, true)},
+		{committed(slotB).on(RungPristine, 0, false), device.Rescue, KindRescue, committed(slotB).on(RungRescue, 0, false)},
+		{committed(slotB).on(RungOther, 0, true), device.Rescue, KindRescue, committed(slotB).on(RungRescue, 0, true)},
+		{committed(slotB).on(RungOther, 3, false), device.Rescue, KindRescue, committed(slotB).on(RungRescue, 0, false)},
+		{committed(slotB).on(RungRescue, 5, true), device.Rescue, KindRescue, committed(slotB).on(RungRescue, 5, true)},
 		{fellBack(slotA), slotA, KindFallback, fellBack(slotA).on(RungSlot, 2, false)},
 		{fellBack(slotA).on(RungSlot, 0, false), slotA, KindPristine, fellBack(slotA).on(RungPristine, 2, false)},
 	} {
@@ -189,7 +189,7 @@ func TestGiveBack(t *testing.T) {
 		"trial, not taken":       {trial(slotB, 2), slotA, KindCommitted, trial(slotB, 2)},
 		"trial, unsaved":         {trial(slotB, 2), slotB, KindUnsaved, trial(slotB, 2)},
 		"complete trial":         {trial(slotB, 9), slotB, KindTrial, trial(slotB, 9)},
-		"rescue":                 {committed(slotA).on(RungRescue, 0, true), RescueSlot, KindRescue, committed(slotA).on(RungRescue, 0, true)},
+		"rescue":                 {committed(slotA).on(RungRescue, 0, true), device.Rescue, KindRescue, committed(slotA).on(RungRescue, 0, true)},
 		"rolled back by hand":    {fellBack(slotA), slotB, KindTrial, fellBack(slotA)},
 	} {
 		if got := c.now.returned(device.Boot{Slot: c.slot, Kind: c.kind}); got != c.then {

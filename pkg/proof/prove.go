@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/kapernikov/osctl/pkg/device"
 	"github.com/kapernikov/osctl/pkg/osimage"
 	"github.com/kapernikov/osctl/pkg/progress"
 	"github.com/kapernikov/osctl/pkg/slot"
@@ -40,18 +41,18 @@ func (r Record) Prove(ctx context.Context, v verifier, medium slot.Medium, sink 
 	if err != nil {
 		return Verdict{}, err
 	}
-	damage, err := slot.Check(ctx, medium, Want(verified.Image()), sink)
+	damage, err := slot.Check(ctx, medium, Want("", verified.Image()), sink)
 	if err != nil {
 		return Verdict{}, fmt.Errorf("proving %s: %w", r.image.Digest(), err)
 	}
 	return Verdict{verified, damage}, nil
 }
 
-// Want is the layout of an image for package slot.
-func Want(img osimage.Image) slot.Want {
+// Want is what a slot shall hold, for package slot.
+func Want(name device.Slot, img osimage.Image) slot.Want {
 	rootfs := img.Config().Rootfs
 	return slot.Want{
-		Digest: img.Digest().String(), Size: rootfs.Size, SegmentSize: rootfs.SegmentSize,
+		Slot: name, Digest: img.Digest().String(), Size: rootfs.Size, SegmentSize: rootfs.SegmentSize,
 		SegmentDigest: rootfs.SegmentDigest,
 	}
 }

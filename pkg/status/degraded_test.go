@@ -68,9 +68,9 @@ func TestLosses(t *testing.T) {
 // TestNextBoot: GRUB's own rule says which system starts next.
 func TestNextBoot(t *testing.T) {
 	for want, state := range map[device.Slot]boot.State{
-		device.SlotB:    {Phase: boot.Committed, Rootfs: device.SlotB, Tries: 3},
-		device.SlotA:    {Phase: boot.Committed, Rootfs: device.SlotB, Rung: boot.RungPristine, Other: true},
-		boot.RescueSlot: {Phase: boot.Committed, Rootfs: device.SlotB, Rung: boot.RungPristine},
+		device.SlotB:  {Phase: boot.Committed, Rootfs: device.SlotB, Tries: 3},
+		device.SlotA:  {Phase: boot.Committed, Rootfs: device.SlotB, Rung: boot.RungPristine, Other: true},
+		device.Rescue: {Phase: boot.Committed, Rootfs: device.SlotB, Rung: boot.RungPristine},
 	} {
 		s := sources(t)
 		s.Boot = states{state: state}

@@ -8,6 +8,7 @@ import (
 	"github.com/kapernikov/osctl/pkg/device"
 	"github.com/kapernikov/osctl/pkg/osimage"
 	"github.com/kapernikov/osctl/pkg/progress"
+	"github.com/kapernikov/osctl/pkg/proof"
 	"github.com/kapernikov/osctl/pkg/slot"
 	"github.com/kapernikov/osctl/pkg/trust"
 )
@@ -42,13 +43,8 @@ type filling struct {
 // compare finds what the slot lacks, and fetches meanwhile what it was seen to
 // lack.
 func (f filling) compare(ctx context.Context) (*slot.Missing, error) {
-	rootfs := f.img.Config().Rootfs
-	want := slot.Want{
-		Slot: f.slot, Digest: f.img.Digest().String(), Size: rootfs.Size, SegmentSize: rootfs.SegmentSize,
-		SegmentDigest: rootfs.SegmentDigest,
-	}
 	ahead := assemble.NewAhead(ctx, f.img, f.blobs)
-	missing, err := slot.Compare(ctx, f.medium, want, ahead.Need, f.sink)
+	missing, err := slot.Compare(ctx, f.medium, proof.Want(f.slot, f.img), ahead.Need, f.sink)
 	if err := errors.Join(err, ahead.Stop()); err != nil {
 		return nil, err
 	}
