@@ -29,8 +29,20 @@ var (
 	areaOf  = map[string]area{"A": {65 * mib, 65*mib + slotSize}, "B": {65*mib + slotSize, 65*mib + 2*slotSize}}
 )
 
-// everyWrite goes through an upgrade, from the command to the commit, with every
+// TestEveryWrite goes through an upgrade, from the command to the commit, with every
 // write to the disk logged, and then cuts the power at each of them.
+func TestEveryWrite(t *testing.T) {
+	ctx, site := begin(t)
+	story, err := Begin(ctx, site, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	story.closeAtEnd(t)
+	if err := story.everyWrite(ctx, t); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func (s *Story) everyWrite(ctx context.Context, t *testing.T) error {
 	base, log := filepath.Join(s.Site.dir, "base.img"), filepath.Join(s.Site.dir, "writes.log")
 	if err := s.upgradeLogged(ctx, base, log); err != nil {
@@ -54,10 +66,10 @@ func (s *Story) everyWrite(ctx context.Context, t *testing.T) error {
 	if err := r.run(ctx); err != nil {
 		return err
 	}
-	t.Logf("writes of the machine: %d, %d of them to the ESP, %d to slot A; states after a power cut: %d, boots of GRUB: %d; bricked, wrong slot, incomplete: 0",
+	t.Logf("writes of the machine: %d, %d of them to the ESP, %d to slot B; states after a power cut: %d, boots of GRUB: %d; bricked, wrong slot, incomplete: 0",
 		r.writes, r.espWrites, r.slotWrites, r.states, r.boots)
 	if len(kept) == 0 {
-		return errors.New("the machine wrote nothing to the ESP after slot A was armed")
+		return errors.New("the machine wrote nothing to the ESP after slot B was armed")
 	}
 	for _, disk := range kept {
 		if err := s.goOnAfterCut(ctx, disk); err != nil {
@@ -81,7 +93,7 @@ func cuts() []int {
 }
 
 // goOnAfterCut starts the machine with a disk that a power cut has left. It comes up,
-// says the truth, and the same command again brings it to 1.2.
+// says the truth, and the same command again brings it to 1.1.
 func (s *Story) goOnAfterCut(ctx context.Context, disk string) error {
 	if err := os.Rename(disk, s.Site.Disk()); err != nil {
 		return err
@@ -90,7 +102,7 @@ func (s *Story) goOnAfterCut(ctx context.Context, disk string) error {
 	if s.Machine, err = s.Site.Start(ctx, nil); err != nil {
 		return err
 	}
-	if err := s.settled(ctx, `committed: slot A|slot [AB] is committed|recorded the fall back`); err != nil {
+	if err := s.settled(ctx, `committed: slot B|slot [AB] is committed|recorded the fall back`); err != nil {
 		return err
 	}
 	for _, command := range []string{"osctl status", "osctl verify A", "osctl verify B"} {
@@ -98,7 +110,7 @@ func (s *Story) goOnAfterCut(ctx context.Context, disk string) error {
 			return err
 		}
 	}
-	out, err := s.run(ctx, "osctl upgrade --progress none --json --retry "+s.Site.Ref("os:1.2"), 0)
+	out, err := s.run(ctx, "osctl upgrade --progress none --json --retry "+s.Site.Ref("os:1.1"), 0)
 	if err != nil {
 		return err
 	}
@@ -128,17 +140,9 @@ func (s *Story) loseOneWrite(ctx context.Context, base, log string) error {
 	return nil
 }
 
-// upgradeLogged upgrades the machine from 1.1 in slot B to 1.2 in slot A. base
+// upgradeLogged upgrades the machine from 1.0 in slot A to 1.1 in slot B. base
 // becomes the disk as it was before.
 func (s *Story) upgradeLogged(ctx context.Context, base, log string) error {
-	// The application would fail 1.2's gate. The slot gets something to write.
-	wipe := "dd if=/dev/zero of=/dev/disk/by-partlabel/rootfsA bs=1M count=440 conv=fsync 2>&1 | tail -1"
-	for _, command := range []string{"nerdctl rm -f web", wipe} {
-		if _, err := s.run(ctx, command, 0); err != nil {
-			return err
-		}
-	}
-	s.visits = 0
 	if err := errors.Join(s.Machine.PowerOff(ctx), s.Machine.Close()); err != nil {
 		return err
 	}
@@ -151,25 +155,25 @@ func (s *Story) upgradeLogged(ctx context.Context, base, log string) error {
 	if s.Machine, err = vm.Start(ctx, config); err != nil {
 		return err
 	}
-	if err := s.settled(ctx, `slot B is committed`); err != nil {
+	if err := s.settled(ctx, `slot A is committed`); err != nil {
 		return err
 	}
-	if _, err := s.run(ctx, "osctl upgrade --progress none --retry "+s.Site.Ref("os:1.2"), 0, "reference 1.2 is in slot A"); err != nil {
+	if _, err := s.run(ctx, "osctl upgrade --progress none "+s.Site.Ref("os:1.1"), 0, "reference 1.1 is in slot B"); err != nil {
 		return err
 	}
 	if err := s.reboot(ctx); err != nil {
 		return err
 	}
-	if err := s.settled(ctx, `committed: slot A`); err != nil {
+	if err := s.settled(ctx, `committed: slot B`); err != nil {
 		return err
 	}
 	return errors.Join(s.Machine.PowerOff(ctx), s.Machine.Close())
 }
 
-// provenSize is the length of 1.2's image in bytes, after a look that slot A of the
+// provenSize is the length of 1.1's image in bytes, after a look that slot B of the
 // machine's disk holds that image in the end.
 func (s *Story) provenSize(ctx context.Context) (int64, error) {
-	layout, err := fetch.OpenLayout(filepath.Join(s.Site.dir, "os-1.2"))
+	layout, err := fetch.OpenLayout(filepath.Join(s.Site.dir, "os-1.1"))
 	if err != nil {
 		return 0, err
 	}
@@ -189,11 +193,11 @@ func (s *Story) provenSize(ctx context.Context) (int64, error) {
 	defer disk.Close() //nolint:errcheck // read only
 	want := img.Config().Rootfs
 	sum := sha256.New()
-	if _, err := io.Copy(sum, io.NewSectionReader(disk, areaOf["A"].from, want.Size)); err != nil {
+	if _, err := io.Copy(sum, io.NewSectionReader(disk, areaOf["B"].from, want.Size)); err != nil {
 		return 0, err
 	}
 	if got := fmt.Sprintf("sha256:%x", sum.Sum(nil)); got != want.Digest.String() {
-		return 0, fmt.Errorf("slot A holds %s in the end, expected %s", got, want.Digest)
+		return 0, fmt.Errorf("slot B holds %s in the end, expected %s", got, want.Digest)
 	}
 	return want.Size, nil
 }

@@ -13,9 +13,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
-	"github.com/kapernikov/osctl/test/need"
 	"github.com/kapernikov/osctl/test/vm"
 )
 
@@ -24,22 +22,7 @@ import (
 // on the pristine rung, impatient restarts cost nothing, and the disk boots in
 // another machine.
 func TestLadder(t *testing.T) {
-	need.Long(t)
-	need.Root(t)
-	for _, tool := range []string{"qemu-system-x86_64", "mmdebstrap", "docker-registry", "mcopy"} {
-		need.Tool(t, tool)
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Minute)
-	defer cancel()
-	site, err := NewSite(ctx, t.TempDir(), logNarrator{t})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := site.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	ctx, site := begin(t, "mcopy")
 	if err := site.Install(ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -48,17 +31,7 @@ func TestLadder(t *testing.T) {
 		t.Fatal(err)
 	}
 	l := &ladder{Story{Site: site, tell: site.tell}}
-	t.Cleanup(func() {
-		if l.Machine == nil {
-			return
-		}
-		if t.Failed() {
-			t.Log(l.Machine.Tail(80))
-		}
-		if err := l.Machine.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	l.closeAtEnd(t)
 	for _, chapter := range []struct {
 		name string
 		long bool // left to make crash: each boot takes most of a minute

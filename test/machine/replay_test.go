@@ -21,7 +21,7 @@ type replay struct {
 	log  string
 	disk *os.File // a copy that is written to
 	grub *grub.Machine
-	// goal is the image that slot A gets; good says which of its sectors are there.
+	// goal is the image that slot B gets; good says which of its sectors are there.
 	goal    *os.File
 	good    []bool
 	lacking int
@@ -30,9 +30,9 @@ type replay struct {
 	// were before, and as the medium has them after the last flush.
 	base, now map[int64][]byte
 	pending   []writelog.Entry // writes to the ESP since the last flush
-	unflushed bool             // writes to slot A since the last flush
+	unflushed bool             // writes to slot B since the last flush
 
-	lose int // the write to slot A that never arrives; 0 for none
+	lose int // the write to slot B that never arrives; 0 for none
 	// cuts are the instants, as counts of writes to the ESP from arming on, at which
 	// keep is given the disk with that write torn.
 	cuts  []int
@@ -40,7 +40,7 @@ type replay struct {
 	keep  func(number int) error
 
 	verdicts                              map[[sha256.Size]byte]grub.Boot
-	armed                                 bool // GRUB would start slot A
+	armed                                 bool // GRUB would start slot B
 	writes, espWrites, slotWrites, states int
 	boots                                 int
 }
@@ -65,10 +65,10 @@ func (s *Story) newReplay(ctx context.Context, base, log string) (*replay, error
 	const step = 1 << 20
 	for off := int64(0); off < size; off += step {
 		p := make([]byte, min(step, size-off))
-		if _, err := r.disk.ReadAt(p, areaOf["A"].from+off); err != nil {
+		if _, err := r.disk.ReadAt(p, areaOf["B"].from+off); err != nil {
 			return nil, err
 		}
-		if err := r.note(areaOf["A"].from+off, p); err != nil {
+		if err := r.note(areaOf["B"].from+off, p); err != nil {
 			return nil, err
 		}
 	}
@@ -137,9 +137,9 @@ func (r *replay) apply(ctx context.Context, e writelog.Entry) error {
 	}
 	r.writes++
 	switch {
-	case areaOf["B"].holds(e):
-		return errors.New("a write to the slot that runs, or that ran before")
 	case areaOf["A"].holds(e):
+		return errors.New("a write to the slot that runs, or that ran before")
+	case areaOf["B"].holds(e):
 		return r.applySlot(ctx, e)
 	case espArea.holds(e):
 		return r.applyESP(ctx, e)
@@ -154,14 +154,14 @@ const everyWriteToASlot = 16
 
 func (r *replay) applySlot(ctx context.Context, e writelog.Entry) error {
 	if r.armed {
-		return errors.New("a write to slot A after it was armed")
+		return errors.New("a write to slot B after it was armed")
 	}
 	r.slotWrites++
 	r.unflushed = true
 	if r.slotWrites == r.lose {
 		return nil
 	}
-	start := e.Offset < areaOf["A"].from+mib
+	start := e.Offset < areaOf["B"].from+mib
 	if start {
 		// Torn: the first half of it only.
 		half := len(e.Data) / writelog.SectorSize / 2 * writelog.SectorSize
@@ -181,24 +181,24 @@ func (r *replay) applySlot(ctx context.Context, e writelog.Entry) error {
 	if !start && r.slotWrites%everyWriteToASlot != 0 {
 		return nil
 	}
-	found, err := r.grub.Finds(ctx, 0)
+	found, err := r.grub.Finds(ctx, 1)
 	if err != nil {
 		return err
 	}
 	if found && r.lacking > 0 && r.lose == 0 {
-		return fmt.Errorf("%w: GRUB finds a kernel in slot A, which lacks %d sectors", errIncomplete, r.lacking)
+		return fmt.Errorf("%w: GRUB finds a kernel in slot B, which lacks %d sectors", errIncomplete, r.lacking)
 	}
 	return r.judge(ctx, r.now)
 }
 
-// note keeps the account of the sectors of slot A that are what they should be.
+// note keeps the account of the sectors of slot B that are what they should be.
 func (r *replay) note(off int64, data []byte) error {
 	want := make([]byte, len(data))
 	if _, err := r.goal.ReadAt(want, off); err != nil {
 		return err
 	}
 	for at := 0; at < len(data); at += writelog.SectorSize {
-		i := (off - areaOf["A"].from + int64(at)) / writelog.SectorSize
+		i := (off - areaOf["B"].from + int64(at)) / writelog.SectorSize
 		if i >= int64(len(r.good)) {
 			break
 		}
@@ -246,10 +246,10 @@ func (r *replay) applyESP(ctx context.Context, e writelog.Entry) error {
 		return err
 	}
 	boot, err := r.boot(ctx, state)
-	if err == nil && r.armed && boot.Slot != "A" {
+	if err == nil && r.armed && boot.Slot != "B" {
 		err = fmt.Errorf("the armed upgrade is lost: GRUB boots slot %s (%s)", boot.Slot, boot.Kind)
 	}
-	r.armed = boot.Slot == "A"
+	r.armed = boot.Slot == "B"
 	if err != nil || !r.armed {
 		return err
 	}
@@ -308,7 +308,7 @@ func torn(e writelog.Entry) []writelog.Entry {
 
 var errIncomplete = errors.New("incomplete")
 
-// judge demands that GRUB boots a slot that is complete: B, or A once all of it is on
+// judge demands that GRUB boots a slot that is complete: A, or B once all of it is on
 // the medium.
 func (r *replay) judge(ctx context.Context, esp map[int64][]byte) error {
 	r.states++
@@ -316,12 +316,12 @@ func (r *replay) judge(ctx context.Context, esp map[int64][]byte) error {
 	switch {
 	case err != nil:
 		return err
-	case boot.Slot == "B":
-		return nil
-	case boot.Slot == "A" && r.lacking == 0 && !r.unflushed:
-		return nil
 	case boot.Slot == "A":
-		return fmt.Errorf("%w: GRUB boots slot A (%s), which lacks %d sectors: %s", errIncomplete, boot.Kind, r.lacking, boot.Output)
+		return nil
+	case boot.Slot == "B" && r.lacking == 0 && !r.unflushed:
+		return nil
+	case boot.Slot == "B":
+		return fmt.Errorf("%w: GRUB boots slot B (%s), which lacks %d sectors: %s", errIncomplete, boot.Kind, r.lacking, boot.Output)
 	}
 	return fmt.Errorf("bricked: GRUB boots %q (%s): %s", boot.Slot, boot.Kind, boot.Output)
 }

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"github.com/kapernikov/osctl/test/need"
 )
@@ -15,22 +14,7 @@ import (
 // TestRescue destroys both slots of a machine and sees it come back by itself: GRUB
 // finds nothing but the rescue system, which pulls the committed image again.
 func TestRescue(t *testing.T) {
-	need.Long(t)
-	need.Root(t)
-	for _, tool := range []string{"qemu-system-x86_64", "mmdebstrap", "docker-registry"} {
-		need.Tool(t, tool)
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Minute)
-	defer cancel()
-	site, err := NewSite(ctx, t.TempDir(), logNarrator{t})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := site.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	ctx, site := begin(t)
 	if err := site.buildRescue(ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -47,14 +31,7 @@ func TestRescue(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := &Story{Site: site, Machine: m, tell: site.tell}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Log(m.Tail(80))
-		}
-		if err := m.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	s.closeAtEnd(t)
 	for _, line := range []string{
 		`osctl rescue: starting`, `Slot A +1\.0, committed here, DAMAGED`, `Slot A holds again reference 1\.0`,
 		`osctl rescue: restarting the machine`, `nothing to do: slot A: slot A is committed`,

@@ -75,6 +75,12 @@ type release struct {
 // what is slow is kept in the cache.
 func NewSite(ctx context.Context, dir string, tell Narrator) (*Site, error) {
 	s := &Site{dir: dir, tell: tell, cache: need.Cache(), Osctl: filepath.Join(need.Top(), "bin", "osctl")}
+	// Two sites at a time would build the same images, and find the same free port.
+	unlock, err := s.lock()
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	steps := []func(context.Context) error{s.keys, s.images, s.startRegistry, s.publish, s.pushApplication}
 	for _, step := range steps {
 		if err := step(ctx); err != nil {
@@ -82,6 +88,21 @@ func NewSite(ctx context.Context, dir string, tell Narrator) (*Site, error) {
 		}
 	}
 	return s, nil
+}
+
+// lock keeps other sites out, of this process and of others, until unlock.
+func (s *Site) lock() (unlock func(), err error) {
+	if err := os.MkdirAll(s.cache, 0o755); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(filepath.Join(s.cache, "site.lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+		return nil, errors.Join(fmt.Errorf("locking the cache: %w", err), f.Close())
+	}
+	return func() { _ = f.Close() }, nil //nolint:errcheck // which gives the lock up
 }
 
 // Close ends the registry.
