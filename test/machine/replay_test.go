@@ -9,7 +9,6 @@ import (
 	"io"
 	"maps"
 	"os"
-	"path/filepath"
 	"slices"
 
 	"github.com/kapernikov/osctl/test/crash/grub"
@@ -57,7 +56,7 @@ func (s *Story) newReplay(ctx context.Context, base, log string) (*replay, error
 	if r.goal, err = os.Open(s.Site.Disk()); err != nil {
 		return nil, err
 	}
-	if r.grub, err = grub.Attach(filepath.Join(s.Site.dir, "grub"), base); err != nil {
+	if r.grub, err = grub.Attach(base+".grub", base); err != nil {
 		return nil, err
 	}
 	r.good = make([]bool, size/writelog.SectorSize)
