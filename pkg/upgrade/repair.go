@@ -10,8 +10,6 @@ import (
 	"github.com/kapernikov/osctl/pkg/boot"
 	"github.com/kapernikov/osctl/pkg/device"
 	"github.com/kapernikov/osctl/pkg/ledger"
-	"github.com/kapernikov/osctl/pkg/progress"
-	"github.com/kapernikov/osctl/pkg/proof"
 	"github.com/kapernikov/osctl/pkg/slot"
 )
 
@@ -71,23 +69,13 @@ func Repair(ctx context.Context, m Machine, source func(ctx context.Context, ref
 
 // permit verifies and admits the image that was here before.
 func (r *run) permit(ctx context.Context, e *ledger.Entry, l *ledger.Ledger) error {
-	r.Progress.Say(progress.Verify, "verifying "+e.Digest)
-	img, err := r.offer.Describe(ctx)
-	if err != nil {
-		return err
-	}
-	sigs, err := r.offer.Signatures(ctx)
-	if err != nil {
-		return err
-	}
-	verified, err := r.Verifier.Verify(ctx, img, sigs)
+	verified, err := r.vouch(ctx, e.Reference)
 	if err != nil {
 		return err
 	}
 	f := r.facts(l)
-	f.FloorVersion, f.FloorEpoch, f.Version = "", 0, img.Config().Version
+	f.FloorVersion, f.FloorEpoch, f.Version = "", 0, r.result.Image.Config().Version
 	f.Failed = func(string) (string, bool) { return "", false }
-	r.result.Image, r.result.SignedBy, r.record = img, verified.KeyName(), proof.New(img, sigs, e.Reference)
 	r.plan, err = admit.Decide(verified, f, false)
 	return err
 }

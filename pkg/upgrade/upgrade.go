@@ -160,21 +160,33 @@ func Run(ctx context.Context, m Machine, resolve func(context.Context) (Offer, e
 	return r.result, nil
 }
 
-// decide fetches the small parts and settles whether the image may be installed.
-func (r *run) decide(ctx context.Context) error {
+// vouch fetches the small parts of the offer and verifies them. reference is what
+// the record of the slot keeps as the image's origin.
+func (r *run) vouch(ctx context.Context, reference string) (trust.Verified, error) {
 	r.Progress.Say(progress.Verify, "verifying "+r.offer.Digest().String())
 	img, err := r.offer.Describe(ctx)
 	if err != nil {
-		return err
+		return trust.Verified{}, err
 	}
 	sigs, err := r.offer.Signatures(ctx)
 	if err != nil {
-		return err
+		return trust.Verified{}, err
 	}
 	verified, err := r.Verifier.Verify(ctx, img, sigs)
 	if err != nil {
+		return trust.Verified{}, err
+	}
+	r.result.Image, r.result.SignedBy, r.record = img, verified.KeyName(), proof.New(img, sigs, reference)
+	return verified, nil
+}
+
+// decide settles whether the offered image may be installed.
+func (r *run) decide(ctx context.Context) error {
+	verified, err := r.vouch(ctx, r.offer.Name())
+	if err != nil {
 		return err
 	}
+	img := r.result.Image
 	l, err := r.Ledger.Load()
 	if err != nil && !errors.Is(err, ledger.ErrCorrupt) {
 		return err
@@ -182,7 +194,6 @@ func (r *run) decide(ctx context.Context) error {
 	if err != nil {
 		r.Log.Warn("the ledger is lost; the floor is the running version", "error", err)
 	}
-	r.result.Image, r.result.SignedBy, r.record = img, verified.KeyName(), proof.New(img, sigs, r.offer.Name())
 	if running := l.Slot(r.Booted); running != nil && running.Digest == img.Digest().String() {
 		r.result.Outcome = UpToDate
 		return nil
