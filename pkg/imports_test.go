@@ -35,7 +35,7 @@ var table = map[string]entry{
 	"ledger":     {1, []string{"osimage", "atomicfile", "device", "health"}},
 	"fetch":      {1, []string{"osimage", "progress"}},
 	"trust":      {1, []string{"osimage"}},
-	"artifact":   {1, []string{"osimage", "progress"}},
+	"artifact":   {1, []string{"device", "osimage", "progress"}},
 	"publish":    {1, []string{"osimage", "progress"}},
 	"workload":   {1, []string{"health"}},
 	"etc":        {1, []string{"disk", "device", "atomicfile"}},

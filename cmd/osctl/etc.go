@@ -149,22 +149,12 @@ func (m *machine) compareEtc(own *etc.Image, d *etcDiff) (err error) {
 			break
 		}
 		defer image.Close() //nolint:errcheck // nothing was written
-		other, d.Other.Compared, d.Other.Version = image.Path("etc"), true, m.versionIn(image)
+		other, d.Other.Compared, d.Other.Version = image.Path("etc"), true, releaseIn(image).Version
 	}
 	if d.Changes, err = etc.Compare(upper, own.Path("etc"), other); err != nil {
 		return storageError{err}
 	}
 	return nil
-}
-
-// versionIn is the version that an image says it has.
-func (m *machine) versionIn(image *etc.Image) string {
-	for _, name := range []string{"etc/os-release", "usr/lib/os-release"} {
-		if release, err := device.ReadRelease(image.Path(name)); err == nil {
-			return release.Version
-		}
-	}
-	return ""
 }
 
 func printEtcDiff(w io.Writer, d etcDiff) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -78,7 +79,12 @@ func (f *machineFlags) open(s streams) (*machine, error) {
 	} else {
 		m.booted = device.Boot{Slot: device.Slot(c.BootedSlot), Kind: "committed"}
 	}
-	if m.release, err = device.ReadRelease("/etc/os-release"); err != nil {
+	// The image's own file: the one in /etc may be an old copy on the overlay.
+	m.release, err = device.ReadRelease("/usr/lib/os-release")
+	if errors.Is(err, fs.ErrNotExist) {
+		m.release, err = device.ReadRelease("/etc/os-release")
+	}
+	if err != nil {
 		m.log.Warn("the running version is unknown", "error", err)
 	}
 	return m, nil
@@ -200,8 +206,8 @@ func (m *machine) upgrade(reference string) (upgrade.Machine, error) {
 		Facts: admit.Machine{
 			Product: m.config.Product, Architecture: device.Architecture(), Version: m.version(),
 		},
-		Lock: m.lock, OpenSlot: m.openSlot, Verifier: v, Boot: m.boot, Ledger: m.ledger, Records: proof.Open(m.config.StateDir),
-		CloneEtc: m.cloneEtc, Ready: m.ready, Room: m.room, Log: m.log,
+		Lock: m.lock, OpenSlot: m.openSlot, Verifier: v, Boot: m.boot, Ledger: m.ledger, Committed: m.committedFloors(),
+		Records: proof.Open(m.config.StateDir), CloneEtc: m.cloneEtc, Ready: m.ready, Room: m.room, Log: m.log,
 		Record: func(ctx context.Context) (health.Baseline, error) {
 			return health.Record(ctx, m.gate(health.Baseline{}))
 		},

@@ -7,7 +7,9 @@ import (
 	"github.com/kapernikov/osctl/pkg/boot"
 	"github.com/kapernikov/osctl/pkg/config"
 	"github.com/kapernikov/osctl/pkg/device"
+	"github.com/kapernikov/osctl/pkg/etc"
 	"github.com/kapernikov/osctl/pkg/ledger"
+	"github.com/kapernikov/osctl/pkg/osimage"
 	"github.com/kapernikov/osctl/pkg/proof"
 )
 
@@ -72,18 +74,57 @@ func (m *machine) holds(slot device.Slot, look bool) (ledger.Entry, bool) {
 	}
 	// A name in the configuration is no proof that this system is the slot's.
 	runs := slot == m.booted.Slot && m.config.BootedSlot == config.Auto
-	version := ""
+	var release device.Release
 	switch {
 	case runs:
-		version = m.release.Version
+		release = m.release
 	case e.Version == "" && look:
 		if image, err := m.image(slot); err == nil {
-			version = m.versionIn(image)
+			release = releaseIn(image)
 			defer image.Close() //nolint:errcheck // nothing was written
 		}
 	}
-	if version != "" && version != e.Version {
-		e = ledger.Entry{Product: m.config.Product, Version: version} // the record is of another image
+	if release.Version != "" && release.Version != e.Version {
+		e = ledger.Entry{Product: m.config.Product, Version: release.Version} // the record is of another image
 	}
+	e.Epoch = max(e.Epoch, release.Epoch)
 	return e, e.Version != ""
+}
+
+// committedFloors are the floors that the committed slots tell, whatever the ledger
+// says: one that was deleted, or put back from an old copy, opens no way down. A slot
+// on trial tells none.
+func (m *machine) committedFloors() []ledger.Floor {
+	state, _, err := m.boot.Load()
+	if err != nil {
+		m.log.Warn("which slot is committed is unknown; the floor is what the ledger says", "error", err)
+		return nil
+	}
+	l, _ := m.ledger.Load() //nolint:errcheck // whoever decides says that it is lost
+	committed := state.Rootfs
+	if state.Phase == boot.Trial {
+		committed = state.Rootfs.Other()
+	}
+	slots := []device.Slot{committed}
+	if state.Other && state.Phase != boot.Trial {
+		slots = append(slots, committed.Other())
+	}
+	var list []ledger.Floor
+	for _, slot := range slots {
+		e, ok := m.holds(slot, l.Slot(slot) == nil)
+		if ok && osimage.CheckVersion(e.Version) == nil {
+			list = append(list, e.Floor())
+		}
+	}
+	return list
+}
+
+// releaseIn is what an image says of itself; zero if it says nothing.
+func releaseIn(image *etc.Image) device.Release {
+	for _, name := range []string{"usr/lib/os-release", "etc/os-release"} {
+		if release, err := device.ReadRelease(image.Path(name)); err == nil {
+			return release
+		}
+	}
+	return device.Release{}
 }

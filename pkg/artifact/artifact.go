@@ -32,8 +32,9 @@ type Options struct {
 	// Output is the folder of the OCI layout. It must not exist, or be empty.
 	Output string
 
-	Product    string
-	Version    string
+	Product string
+	Version string
+	// Epoch 0 means what the tree says of itself (OSCTL_EPOCH in its os-release).
 	Epoch      uint32
 	MinVersion string
 	// Architecture is a GOARCH name; empty means this machine's.
@@ -113,7 +114,7 @@ func build(ctx context.Context, o Options, work string) (Result, error) {
 		return Result{}, fmt.Errorf("packing the root file system: %w", err)
 	}
 	config := osimage.Config{
-		Product: o.Product, Version: o.Version, Epoch: o.Epoch, MinVersion: o.MinVersion,
+		Product: o.Product, Version: o.Version, Epoch: raw.epoch, MinVersion: o.MinVersion,
 		Architecture: o.Architecture, Created: raw.created.UTC().Truncate(time.Second),
 		Rootfs: packed.rootfs, Kernel: o.Kernel, Initrd: o.Initrd, Packages: raw.packages,
 	}

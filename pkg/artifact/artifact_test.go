@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -220,11 +221,15 @@ func TestBuildRefuses(t *testing.T) {
 	}
 	tree := t.TempDir()
 	makeTree(t, tree, false)
+	aged := t.TempDir()
+	makeTree(t, aged, false)
+	setEpoch(t, aged, 3)
 	for name, tt := range map[string]struct {
 		change func(*Options)
 		want   string
 		is     error
 	}{
+		"another epoch":     {func(o *Options) { o.Rootfs, o.Epoch = aged, 2 }, "says OSCTL_EPOCH=3, and --epoch is 2", ErrRootfs},
 		"a missing input":   {func(o *Options) { o.Rootfs = "/nonexistent" }, "no such file", os.ErrNotExist},
 		"a bad product":     {func(o *Options) { o.Product = "a b" }, `product "a b"`, nil},
 		"a bad version":     {func(o *Options) { o.Version = "newest" }, `version "newest"`, nil},
@@ -245,6 +250,31 @@ func TestBuildRefuses(t *testing.T) {
 				t.Errorf("left behind: %v, %v", left, err)
 			}
 		})
+	}
+}
+
+func setEpoch(t *testing.T, tree string, epoch int) {
+	t.Helper()
+	dir := filepath.Join(tree, "usr/lib")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "os-release"), fmt.Appendf(nil, "OSCTL_EPOCH=%d\n", epoch), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// What a tree says of its epoch is what the image is signed with.
+func TestEpochComesFromTheTree(t *testing.T) {
+	tree := t.TempDir()
+	makeTree(t, tree, false)
+	setEpoch(t, tree, 3)
+	for _, asked := range []uint32{0, 3} {
+		o := options(t, tree)
+		o.Epoch = asked
+		if r, _, _ := build1(t, o); r.Config.Epoch != 3 {
+			t.Errorf("asked for %d, the epoch is %d, want 3", asked, r.Config.Epoch)
+		}
 	}
 }
 

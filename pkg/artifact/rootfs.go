@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kapernikov/osctl/pkg/device"
 	"github.com/kapernikov/osctl/pkg/osimage"
 )
 
@@ -26,6 +27,7 @@ type rootfs struct {
 	filesystem string
 	created    time.Time
 	packages   []osimage.Package
+	epoch      uint32
 }
 
 // prepare makes a raw image of whatever the user named.
@@ -45,6 +47,7 @@ func prepare(ctx context.Context, o Options, work string) (rootfs, error) {
 		if !o.Created.IsZero() {
 			r.created = o.Created
 		}
+		r.epoch = o.Epoch // what a ready image says inside is not looked up
 		return r, nil
 	}
 	if !errors.Is(err, ErrRootfs) {
@@ -119,11 +122,15 @@ func fromDirectory(ctx context.Context, o Options, dir, work string) (rootfs, er
 	if err != nil {
 		return rootfs{}, err
 	}
+	epoch, err := sameEpoch(o.Epoch, dir)
+	if err != nil {
+		return rootfs{}, err
+	}
 	path := filepath.Join(work, "rootfs.ext4")
 	if err := t.makeExt4(ctx, path, o.Size, created); err != nil {
 		return rootfs{}, err
 	}
-	return rootfs{path: path, filesystem: "ext4", created: created, packages: packages}, nil
+	return rootfs{path: path, filesystem: "ext4", created: created, packages: packages, epoch: epoch}, nil
 }
 
 // needFile checks that the tree has a file that GRUB will load. Links are
@@ -142,6 +149,23 @@ func needFile(dir, name, flag string) error {
 		return fmt.Errorf("%w: %s is not a file (see %s)", ErrRootfs, name, flag)
 	}
 	return nil
+}
+
+// sameEpoch is the epoch of the release: the one that was asked for, or else what
+// the tree's os-release says as OSCTL_EPOCH. The two may not differ: a machine that
+// lost its state takes the one in the tree for its floor.
+func sameEpoch(asked uint32, dir string) (uint32, error) {
+	r, err := device.ReadRelease(filepath.Join(dir, "usr/lib/os-release"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return asked, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	if asked != 0 && r.Epoch != 0 && asked != r.Epoch {
+		return 0, fmt.Errorf("%w: its usr/lib/os-release says OSCTL_EPOCH=%d, and --epoch is %d", ErrRootfs, r.Epoch, asked)
+	}
+	return max(asked, r.Epoch), nil
 }
 
 // dpkgPackages lists what is installed according to dpkg's status file; a tree

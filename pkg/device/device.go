@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"strconv"
 	"strings"
 )
 
@@ -110,6 +111,9 @@ func Architecture() string { return runtime.GOARCH }
 type Release struct {
 	// Version is IMAGE_VERSION or, where that is missing, VERSION_ID.
 	Version string
+	// Epoch is OSCTL_EPOCH, a field of osctl's own (docs/images.md): the anti-rollback
+	// generation that the image was built with; 0 where it is missing or no number.
+	Epoch uint32
 	// Name is PRETTY_NAME.
 	Name string
 }
@@ -130,6 +134,9 @@ func ReadRelease(path string) (Release, error) {
 	r := Release{Version: values["IMAGE_VERSION"], Name: values["PRETTY_NAME"]}
 	if r.Version == "" {
 		r.Version = values["VERSION_ID"]
+	}
+	if epoch, err := strconv.ParseUint(values["OSCTL_EPOCH"], 10, 32); err == nil {
+		r.Epoch = uint32(epoch)
 	}
 	return r, nil
 }

@@ -58,4 +58,9 @@ func TestReadRelease(t *testing.T) {
 	if err != nil || got.Version != "1.3" {
 		t.Errorf("ReadRelease = %+v, %v; want IMAGE_VERSION to count", got, err)
 	}
+	for text, want := range map[string]uint32{"7": 7, `"4294967295"`: 1<<32 - 1, "4294967296": 0, "-1": 0, "x": 0, "": 0} {
+		if got, err := ReadRelease(write(t, "OSCTL_EPOCH="+text+"\n")); err != nil || got.Epoch != want {
+			t.Errorf("OSCTL_EPOCH=%s: %d, %v; want %d", text, got.Epoch, err, want)
+		}
+	}
 }

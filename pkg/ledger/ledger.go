@@ -69,6 +69,27 @@ type Floor struct {
 	Epoch   uint32 `json:"epoch"`
 }
 
+// Or is the higher of two floors, in version and in epoch each. It is an error when
+// they have versions that cannot be compared.
+func (f Floor) Or(other Floor) (Floor, error) {
+	f.Epoch = max(f.Epoch, other.Epoch)
+	if f.Version == "" || other.Version == "" {
+		f.Version += other.Version
+		return f, nil
+	}
+	order, err := osimage.CompareVersions(other.Version, f.Version)
+	if err != nil {
+		return f, err
+	}
+	if order > 0 {
+		f.Version = other.Version
+	}
+	return f, nil
+}
+
+// Floor is the floor that the commit of this image makes.
+func (e *Entry) Floor() Floor { return Floor{Version: e.Version, Epoch: e.Epoch} }
+
 // Failure is a digest that did not pass its trial.
 type Failure struct {
 	Digest  string    `json:"digest"`
@@ -129,22 +150,11 @@ func (l *Ledger) Commit(s device.Slot, at time.Time) error {
 	}
 	e.State, e.CommittedAt, e.Baseline = Committed, at, nil
 	l.Failed = slices.DeleteFunc(l.Failed, func(f Failure) bool { return f.Digest == e.Digest })
-	return l.raise(Floor{Version: e.Version, Epoch: e.Epoch})
-}
-
-func (l *Ledger) raise(f Floor) error {
-	l.Floor.Epoch = max(l.Floor.Epoch, f.Epoch)
-	if l.Floor.Version == "" {
-		l.Floor.Version = f.Version
-		return nil
-	}
-	order, err := osimage.CompareVersions(f.Version, l.Floor.Version)
+	floor, err := l.Floor.Or(e.Floor())
 	if err != nil {
 		return fmt.Errorf("raising the floor: %w", err)
 	}
-	if order > 0 {
-		l.Floor.Version = f.Version
-	}
+	l.Floor = floor
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/kapernikov/osctl/pkg/device"
@@ -34,6 +35,12 @@ func (l *Ledger) Rebuild(f Facts, at time.Time) (changed bool, err error) {
 			l.Slots[s] = &held
 			l.Add(Event{At: at, Kind: "rebuilt", Slot: s, Version: held.Version, Digest: held.Digest, Reason: rebuilt(e)})
 		} else if e.State == Committed {
+			// An older ledger may have the right slots and a floor from before.
+			raised, err := l.Floor.Or(held.Floor())
+			if err != nil {
+				return changed, fmt.Errorf("raising the floor: %w", err)
+			}
+			changed, l.Floor = changed || raised != l.Floor, raised
 			continue
 		}
 		changed = true

@@ -26,6 +26,9 @@ func TestRebuild(t *testing.T) {
 	}
 	unrecorded := fresh(t, "1.2", 1)
 	unrecorded.Slots["B"] = &Entry{Version: "1.3", Digest: "sha256:3", Epoch: 2, State: Staged, SignedBy: "release"}
+	lowered := fresh(t, "1.2", 1)
+	lowered.Slots["B"] = &Entry{Version: "1.3", Digest: "sha256:3", Epoch: 2, State: Committed}
+	lowered.Floor = Floor{"1.0", 0}
 	for name, c := range map[string]struct {
 		ledger  *Ledger
 		facts   Facts
@@ -37,6 +40,7 @@ func TestRebuild(t *testing.T) {
 		"older":                   {older, both, true, 2, Floor{"1.3", 2}},
 		"right":                   {right, both, false, 0, Floor{"1.3", 2}},
 		"a commit not on record":  {unrecorded, both, true, 0, Floor{"1.3", 2}},
+		"a floor put back":        {lowered, both, true, 0, Floor{"1.3", 2}},
 		"slots that tell nothing": {empty(), Facts{Proven: []device.Slot{"A"}}, false, 0, Floor{}},
 		"a version that is none":  {empty(), Facts{Proven: []device.Slot{"A"}, Held: map[device.Slot]Entry{"A": {Version: "not/a version"}}}, false, 0, Floor{}},
 	} {

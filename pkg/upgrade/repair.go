@@ -73,7 +73,10 @@ func (r *run) permit(ctx context.Context, e *ledger.Entry, l *ledger.Ledger) err
 	if err != nil {
 		return err
 	}
-	f := r.facts(l)
+	f, err := r.facts(l)
+	if err != nil {
+		return err
+	}
 	f.FloorVersion, f.FloorEpoch, f.Version = "", 0, r.result.Image.Config().Version
 	f.Failed = func(string) (string, bool) { return "", false }
 	r.plan, err = admit.Decide(verified, f, false)

@@ -67,6 +67,9 @@ type Machine struct {
 	Verifier Verifier
 	Boot     bootState
 	Ledger   *ledger.Store
+	// Committed are the floors that the committed slots themselves tell: the second
+	// place where the floor is kept, beside the ledger.
+	Committed []ledger.Floor
 	// Records keeps what each slot should hold, to be proven offline.
 	Records *proof.Store
 	// Ready refuses a machine that could not end what an upgrade begins; nil refuses
@@ -202,7 +205,11 @@ func (r *run) decide(ctx context.Context) error {
 		r.result.Outcome = Staged
 		return nil
 	}
-	r.plan, err = admit.Decide(verified, r.facts(l), r.Retry)
+	facts, err := r.facts(l)
+	if err != nil {
+		return err
+	}
+	r.plan, err = admit.Decide(verified, facts, r.Retry)
 	return err
 }
 
@@ -214,12 +221,19 @@ func (r *run) armed(l *ledger.Ledger, img osimage.Image) bool {
 		e != nil && e.State == ledger.Staged && e.Digest == img.Digest().String()
 }
 
-// facts completes what admit decides on. Where the ledger is lost, the running
-// version is the floor: it was committed once, or is on trial above the floor.
-func (r *run) facts(l *ledger.Ledger) admit.Machine {
-	f := r.Facts
+// facts completes what admit decides on. The floor is the highest of the ledger's
+// and those of the committed slots. Where all of these are lost, it is the running
+// version: it was committed once, or is on trial above the floor.
+func (r *run) facts(l *ledger.Ledger) (f admit.Machine, err error) {
+	f = r.Facts
 	f.SlotSize = r.target.Size()
-	f.FloorVersion, f.FloorEpoch = l.Floor.Version, l.Floor.Epoch
+	floor := l.Floor
+	for _, c := range r.Committed {
+		if floor, err = floor.Or(c); err != nil {
+			return f, fmt.Errorf("finding the floor: %w", err)
+		}
+	}
+	f.FloorVersion, f.FloorEpoch = floor.Version, floor.Epoch
 	if f.FloorVersion == "" {
 		f.FloorVersion = f.Version
 	}
@@ -230,7 +244,7 @@ func (r *run) facts(l *ledger.Ledger) admit.Machine {
 		}
 		return failure.Reason, true
 	}
-	return f
+	return f, nil
 }
 
 // carryOut goes on from the decision as far as the options say.

@@ -419,3 +419,40 @@ func TestFloorSurvivesALostLedger(t *testing.T) {
 		}
 	}
 }
+
+// The ledger and the committed slots both keep the floor, and the highest counts, in
+// version and in epoch each: losing one, or putting an old one back, lowers nothing.
+func TestFloorIsTheHighest(t *testing.T) {
+	for name, tt := range map[string]struct {
+		ledger, slots  ledger.Floor
+		version, epoch sample.Image // refused
+	}{
+		"the ledger's is deleted":          {ledger.Floor{}, ledger.Floor{Version: "1.5", Epoch: 2}, sample.Image{Version: "1.4", Epoch: 2}, sample.Image{Version: "1.6", Epoch: 1}},
+		"the ledger's is an old copy":      {ledger.Floor{Version: "1.1", Epoch: 1}, ledger.Floor{Version: "1.5", Epoch: 2}, sample.Image{Version: "1.4", Epoch: 2}, sample.Image{Version: "1.6", Epoch: 1}},
+		"the slots were rolled back":       {ledger.Floor{Version: "1.5", Epoch: 2}, ledger.Floor{Version: "1.1"}, sample.Image{Version: "1.4", Epoch: 2}, sample.Image{Version: "1.6", Epoch: 1}},
+		"each is higher in one of the two": {ledger.Floor{Version: "1.1", Epoch: 2}, ledger.Floor{Version: "1.5", Epoch: 1}, sample.Image{Version: "1.4", Epoch: 2}, sample.Image{Version: "1.6", Epoch: 1}},
+	} {
+		b := newBench(t)
+		if err := b.ledger.Update(func(l *ledger.Ledger) error { l.Floor = tt.ledger; return nil }); err != nil {
+			t.Fatal(err)
+		}
+		b.machine.Committed = []ledger.Floor{{Version: "0.1"}, tt.slots}
+		for rule, img := range map[admit.Rule]sample.Image{admit.RuleVersion: tt.version, admit.RuleEpoch: tt.epoch} {
+			img.Architecture = next.Architecture
+			var refusal *admit.Refusal
+			_, err := upgrade.Run(ctx, b.machine, b.layout(img.Signed(t, b.key), nil), upgrade.Options{CheckOnly: true})
+			if !errors.As(err, &refusal) || refusal.Rule != rule {
+				t.Errorf("%s: %v, want a refusal by %s", name, err, rule)
+			}
+		}
+		same := sample.Image{Version: "1.5", Epoch: 2, Architecture: next.Architecture}
+		if r, err := upgrade.Run(ctx, b.machine, b.layout(same.Signed(t, b.key), nil), upgrade.Options{CheckOnly: true}); err != nil || r.Outcome != upgrade.Available {
+			t.Errorf("%s: the floor itself: %v", name, err)
+		}
+	}
+	b := newBench(t)
+	b.machine.Committed = []ledger.Floor{{Version: "newest"}}
+	if _, err := upgrade.Run(ctx, b.machine, b.layout(next.Signed(t, b.key), nil), upgrade.Options{}); err == nil || !strings.Contains(err.Error(), "finding the floor") {
+		t.Errorf("with a floor that is no version: %v", err)
+	}
+}
