@@ -1,9 +1,9 @@
 // Package boot owns the boot states: which slot GRUB boots, for how many tries,
-// and what follows, down a ladder of four rungs whose last one is rescue. Next is
-// the table of that; grub.cfg is the same in GRUB's language. The states live in
-// two copies of a GRUB environment block on the ESP, which grub.cfg reads and
-// writes at boot and this package while the system runs; docs/boot-states.md
-// describes the format and the states for both.
+// and what follows, down a ladder of four rungs, the last one rescue, and from there
+// round to the first. Next is the table of that; grub.cfg is the same in GRUB's
+// language. The states live in two copies of a GRUB environment block on the ESP,
+// which grub.cfg reads and writes at boot and this package while the system runs;
+// docs/boot-states.md describes the format and the states for both.
 //
 // The package refuses to know why a slot is good. It arms only what a
 // slot.Written proves or what the caller vouches for as proven before

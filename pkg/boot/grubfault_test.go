@@ -39,10 +39,12 @@ func TestGrubCannotStart(t *testing.T) {
 		"pristine":                 {whole(slotB, true).on(RungPristine, 2, true), []device.Slot{slotB}, at(slotA, KindOther), whole(slotB, true).on(RungPristine, 1, true)},
 		"other":                    {whole(slotB, true).on(RungOther, 2, true), []device.Slot{slotA}, at(device.Rescue, KindRescue), whole(slotB, true).on(RungOther, 1, true)},
 		"other and rescue":         {whole(slotB, true).on(RungOther, 2, true), []device.Slot{slotA, device.Rescue}, at(slotB, KindCommitted), whole(slotB, true).on(RungOther, 1, true)},
-		"rescue":                   {whole(slotB, true).on(RungRescue, 0, true), []device.Slot{device.Rescue}, at(slotB, KindCommitted), whole(slotB, true).on(RungSlot, 2, true)},
+		"rescue":                   {whole(slotB, true).on(RungRescue, 3, true), []device.Slot{device.Rescue}, at(slotB, KindCommitted), whole(slotB, true).on(RungSlot, 2, true)},
+		"rescue, its last try":     {whole(slotB, true).on(RungRescue, 1, true), []device.Slot{device.Rescue}, at(slotB, KindCommitted), whole(slotB, true).on(RungSlot, 2, true)},
+		"rescue, used up":          {whole(slotB, true).on(RungRescue, 0, true), []device.Slot{slotB}, at(slotA, KindOther), whole(slotB, true).on(RungSlot, 2, true)},
 		"rescue, at the last step": {whole(slotB, false).on(RungPristine, 0, false), []device.Slot{device.Rescue}, at(slotB, KindCommitted), whole(slotB, false).on(RungSlot, 2, false)},
-		"rescue after a fall back": {fellBack(slotB).on(RungRescue, 0, false), []device.Slot{device.Rescue}, at(slotB, KindFallback), fellBack(slotB).on(RungSlot, 2, false)},
-		"rescue and committed":     {whole(slotB, false).on(RungRescue, 0, false), []device.Slot{device.Rescue, slotB}, at(slotA, KindOther), whole(slotB, false).on(RungSlot, 2, false)},
+		"rescue after a fall back": {fellBack(slotB).on(RungRescue, 2, false), []device.Slot{device.Rescue}, at(slotB, KindFallback), fellBack(slotB).on(RungSlot, 2, false)},
+		"rescue and committed":     {whole(slotB, false).on(RungRescue, 2, false), []device.Slot{device.Rescue, slotB}, at(slotA, KindOther), whole(slotB, false).on(RungSlot, 2, false)},
 		"everything":               {whole(slotB, true), places(), none, whole(slotB, true).on(RungSlot, 2, true)},
 	} {
 		var restore []func()
@@ -70,23 +72,43 @@ func TestGrubCannotStart(t *testing.T) {
 	}
 }
 
-// TestGrubNeverLoops: without a rescue system, boots that never come up visit each
-// rung again and again, and none for longer than its tries.
+// TestGrubNeverLoops: boots that never come up, those of a rescue system that
+// panics among them, visit each rung again and again, and none for longer than its
+// tries. A rung where nothing can be started has no turn.
 func TestGrubNeverLoops(t *testing.T) {
 	needTools(t)
 	t.Parallel()
 	m := newMachine(t, "ab")
-	m.unbootable(device.Rescue)
-	m.setBoth(block(t, 7, whole(slotA, true)))
-	var way []string
-	for range 20 {
-		r := m.boot()
-		way = append(way, r.booted().Kind)
-	}
-	want := []string{"committed", "committed", "committed", "pristine", "pristine", "pristine", "other", "other", "other",
-		"committed", "committed", "committed", "pristine", "pristine", "pristine", "other", "other", "other", "committed", "committed"}
-	if diff := cmp.Diff(want, way); diff != "" {
-		t.Errorf("kinds of boots (-want +got):\n%s", diff)
+	for name, c := range map[string]struct {
+		start State
+		gone  []device.Slot
+		round []string // the rungs, each for three boots
+	}{
+		"rescue panics":               {whole(slotA, true), nil, []string{KindCommitted, KindPristine, KindOther, KindRescue}},
+		"that, and no other slot":     {whole(slotA, false), nil, []string{KindCommitted, KindPristine, KindRescue}},
+		"that, after a fall back":     {fellBack(slotB), nil, []string{KindFallback, KindPristine, KindRescue}},
+		"no rescue":                   {whole(slotA, true), []device.Slot{device.Rescue}, []string{KindCommitted, KindPristine, KindOther}},
+		"no rescue and no other slot": {whole(slotB, false), []device.Slot{device.Rescue}, []string{KindCommitted, KindPristine}},
+		"the slot is damaged":         {whole(slotA, true), []device.Slot{slotA}, []string{KindOther, KindOther, KindOther, KindRescue}},
+		"both slots are damaged":      {whole(slotA, true), []device.Slot{slotA, slotB}, []string{KindRescue}},
+	} {
+		var restore []func()
+		for _, slot := range c.gone {
+			restore = append(restore, m.unbootable(slot))
+		}
+		m.setBoth(block(t, 7, c.start))
+		var way, want []string
+		for i := range 2*len(c.round)*FullTries + 1 {
+			r := m.boot()
+			way = append(way, r.booted().Kind)
+			want = append(want, c.round[i/FullTries%len(c.round)])
+		}
+		if diff := cmp.Diff(want, way); diff != "" {
+			t.Errorf("%s: kinds of boots (-want +got):\n%s", name, diff)
+		}
+		for _, f := range restore {
+			f()
+		}
 	}
 }
 
@@ -127,7 +149,7 @@ func TestGrubNothingToStart(t *testing.T) {
 	for _, slot := range places() {
 		m.unbootable(slot)
 	}
-	for _, st := range []State{committed(slotB), whole(slotB, true), committed(slotB).on(RungRescue, 0, true), trial(slotB, 1)} {
+	for _, st := range []State{committed(slotB), whole(slotB, true), committed(slotB).on(RungRescue, 2, true), trial(slotB, 1)} {
 		m.setBoth(block(t, 7, st))
 		r := m.boot()
 		for _, want := range []string{"(hd0,gpt3)/boot/vmlinuz", "(hd0,gpt2)/boot/vmlinuz", "(hd0,gpt4)/boot/vmlinuz"} {
@@ -154,7 +176,8 @@ func TestGrubLostWrites(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t, "ab")
 	m.wrapper = []string{"strace", "-o", os.DevNull, "-f", "-P", m.path("disk"), "-e", "trace=write", "-e", "inject=write:retval=512"}
-	for _, st := range []State{trial(slotB, 3), whole(slotA, true), fellBack(slotA), whole(slotA, true).on(RungSlot, 0, true)} {
+	for _, st := range []State{trial(slotB, 3), whole(slotA, true), fellBack(slotA), whole(slotA, true).on(RungSlot, 0, true),
+		whole(slotA, true).on(RungRescue, 3, true), whole(slotA, false).on(RungRescue, 0, false)} {
 		data := block(t, 7, st)
 		m.setBoth(data)
 		m.check(fmt.Sprintf("%v, lost writes", st), expectation{device.Boot{Slot: slotA, Kind: KindUnsaved}, [2][]byte{data, data}})

@@ -17,8 +17,7 @@ const (
 // Next is what GRUB does at a boot, if it can save and can start what it chose:
 // the system that it boots and the state that it leaves. It takes one try; a
 // trial without tries left becomes a fall back, and a rung without tries left
-// gives way to the next one. Rescue, once reached, is booted until user space
-// gives everything back.
+// gives way to the next one, the last one to the first.
 func Next(s State) (device.Boot, State) {
 	if s.Phase == Trial {
 		if s.Tries > 0 {
@@ -27,24 +26,22 @@ func Next(s State) (device.Boot, State) {
 		}
 		s = s.fallenBack()
 	}
-	if s.Rung == RungRescue {
-		return s.place(), s
-	}
 	if s.Tries == 0 || s.Rung == RungOther && !s.Other {
 		s.Rung, s.Tries = s.below(), FullTries
 	}
 	s.Tries--
-	if s.Rung == RungRescue {
-		s.Tries = 0
-	}
 	return s.place(), s
 }
 
-// below is the rung under the present one.
+// below is the rung under the present one. The ladder is a circle: what keeps the
+// rescue system from helping, or from starting, must not keep the machine from
+// a slot that may work again.
 func (s State) below() Rung {
 	switch {
 	case s.Rung == RungSlot:
 		return RungPristine
+	case s.Rung == RungRescue:
+		return RungSlot
 	case s.Rung == RungPristine && s.Other:
 		return RungOther
 	}
@@ -69,7 +66,8 @@ func (s State) place() device.Boot {
 }
 
 // Unsaved is what GRUB boots when it cannot save what Next leaves: the proven
-// slot, so that no trial and no lower rung is booted without being counted.
+// slot, so that no trial and no lower rung, rescue among them, is booted without
+// being counted.
 func Unsaved(s State) device.Boot { return device.Boot{Slot: s.Proven(), Kind: KindUnsaved} }
 
 // Why says in words, for people, what a kind of boot tells about the machine;

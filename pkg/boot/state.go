@@ -49,7 +49,7 @@ const (
 	RungPristine Rung = 1
 	// RungOther is the other slot; only where it was committed once.
 	RungOther Rung = 2
-	// RungRescue is the rescue partition, the last rung.
+	// RungRescue is the rescue partition, the last rung; below it is the first.
 	RungRescue Rung = 3
 )
 

@@ -2,6 +2,7 @@ package boot
 
 import (
 	"errors"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -47,10 +48,13 @@ func TestNext(t *testing.T) {
 		{committed(slotB).on(RungSlot, 0, true), slotB, KindPristine, committed(slotB).on(RungPristine, 2, true)},
 		{committed(slotB).on(RungPristine, 1, true), slotB, KindPristine, committed(slotB).on(RungPristine, 0, true)},
 		{committed(slotB).on(RungPristine, 0, true), slotA, KindOther, committed(slotB).on(RungOther, 2, true)},
-		{committed(slotB).on(RungPristine, 0, false), device.Rescue, KindRescue, committed(slotB).on(RungRescue, 0, false)},
-		{committed(slotB).on(RungOther, 0, true), device.Rescue, KindRescue, committed(slotB).on(RungRescue, 0, true)},
-		{committed(slotB).on(RungOther, 3, false), device.Rescue, KindRescue, committed(slotB).on(RungRescue, 0, false)},
-		{committed(slotB).on(RungRescue, 5, true), device.Rescue, KindRescue, committed(slotB).on(RungRescue, 5, true)},
+		{committed(slotB).on(RungPristine, 0, false), device.Rescue, KindRescue, committed(slotB).on(RungRescue, 2, false)},
+		{committed(slotB).on(RungOther, 0, true), device.Rescue, KindRescue, committed(slotB).on(RungRescue, 2, true)},
+		{committed(slotB).on(RungOther, 3, false), device.Rescue, KindRescue, committed(slotB).on(RungRescue, 2, false)},
+		{committed(slotB).on(RungRescue, 9, true), device.Rescue, KindRescue, committed(slotB).on(RungRescue, 8, true)},
+		{committed(slotB).on(RungRescue, 1, false), device.Rescue, KindRescue, committed(slotB).on(RungRescue, 0, false)},
+		{committed(slotB).on(RungRescue, 0, true), slotB, KindCommitted, committed(slotB).on(RungSlot, 2, true)},
+		{fellBack(slotA).on(RungRescue, 0, false), slotA, KindFallback, fellBack(slotA).on(RungSlot, 2, false)},
 		{fellBack(slotA), slotA, KindFallback, fellBack(slotA).on(RungSlot, 2, false)},
 		{fellBack(slotA).on(RungSlot, 0, false), slotA, KindPristine, fellBack(slotA).on(RungPristine, 2, false)},
 	} {
@@ -61,54 +65,65 @@ func TestNext(t *testing.T) {
 	}
 }
 
-// TestNextEnds: whatever the state, boots that never come up go down the ladder, a
-// bounded number on each rung, never up, and end on the last rung.
-func TestNextEnds(t *testing.T) {
-	for _, s := range states() {
-		boots := map[string]int{}
-		last := Rung(-1)
-		for range 4*MaxTries + 1 {
-			var boot device.Boot
-			boot, s = Next(s)
-			if s.Phase != Trial && s.Rung < last {
-				t.Fatalf("%v: up from rung %v", s, last)
+// TestNextGoesRound: whatever the state, boots that never come up go down the
+// ladder, from the last rung to the first, no boot without a try less, none of the
+// rungs left out and none for longer than its tries.
+func TestNextGoesRound(t *testing.T) {
+	for _, start := range states() {
+		s := start
+		for s.Phase == Trial { // at most its tries
+			if _, s = Next(s); s.Tries == 0 && s.Phase == Trial {
+				_, s = Next(s)
 			}
-			if s.Phase != Trial {
-				last = s.Rung
-			}
-			boots[boot.Kind]++
 		}
-		if last != RungRescue {
-			t.Errorf("it ends in %v", s)
+		circle := []Rung{RungSlot, RungPristine, RungOther, RungRescue}
+		if !s.Other {
+			circle = []Rung{RungSlot, RungPristine, RungRescue}
 		}
-		for kind, n := range boots {
-			if kind != KindRescue && n > MaxTries {
-				t.Errorf("%d boots of kind %s on the way to %v", n, kind, s)
+		if s.Rung == RungOther && !s.Other {
+			_, s = Next(s) // a rung that is none is left at once
+		}
+		at, on := slices.Index(circle, s.Rung), 0
+		for range 3*FullTries*len(circle) + MaxTries {
+			before := s
+			_, s = Next(s)
+			on++
+			switch {
+			case s.Rung == before.Rung && s.Tries == before.Tries-1:
+				if on > MaxTries {
+					t.Fatalf("from %v: %d boots on rung %v", start, on, s.Rung)
+				}
+			case before.Tries == 0 && s.Rung == circle[(at+1)%len(circle)] && s.Tries == FullTries-1:
+				at, on = (at+1)%len(circle), 1
+			default:
+				t.Fatalf("from %v: %v became %v", start, before, s)
 			}
 		}
 	}
 }
 
-// TestLadder is the whole way down, boot by boot.
+// TestLadder is the whole way down, boot by boot, and round to the first rung.
 func TestLadder(t *testing.T) {
 	s := trial(slotB, 2)
 	var way []string
-	for range 10 {
+	for range 13 {
 		var boot device.Boot
 		boot, s = Next(s)
 		way = append(way, string(boot.Slot)+" "+boot.Kind)
 	}
-	want := []string{"B trial", "B trial", "A fallback", "A fallback", "A fallback", "A pristine", "A pristine", "A pristine", "rescue rescue", "rescue rescue"}
+	want := []string{"B trial", "B trial", "A fallback", "A fallback", "A fallback", "A pristine", "A pristine", "A pristine",
+		"rescue rescue", "rescue rescue", "rescue rescue", "A fallback", "A fallback"}
 	if diff := cmp.Diff(want, way); diff != "" {
 		t.Errorf("the way down from a trial (-want +got):\n%s", diff)
 	}
 	s, way = whole(slotA, true), nil
-	for range 10 {
+	for range 13 {
 		var boot device.Boot
 		boot, s = Next(s)
 		way = append(way, string(boot.Slot)+" "+boot.Kind)
 	}
-	want = []string{"A committed", "A committed", "A committed", "A pristine", "A pristine", "A pristine", "B other", "B other", "B other", "rescue rescue"}
+	want = []string{"A committed", "A committed", "A committed", "A pristine", "A pristine", "A pristine", "B other", "B other", "B other",
+		"rescue rescue", "rescue rescue", "rescue rescue", "A committed"}
 	if diff := cmp.Diff(want, way); diff != "" {
 		t.Errorf("the way down from a committed slot (-want +got):\n%s", diff)
 	}
@@ -189,7 +204,7 @@ func TestGiveBack(t *testing.T) {
 		"trial, not taken":       {trial(slotB, 2), slotA, KindCommitted, trial(slotB, 2)},
 		"trial, unsaved":         {trial(slotB, 2), slotB, KindUnsaved, trial(slotB, 2)},
 		"complete trial":         {trial(slotB, 9), slotB, KindTrial, trial(slotB, 9)},
-		"rescue":                 {committed(slotA).on(RungRescue, 0, true), device.Rescue, KindRescue, committed(slotA).on(RungRescue, 0, true)},
+		"rescue":                 {committed(slotA).on(RungRescue, 2, true), device.Rescue, KindRescue, committed(slotA).on(RungRescue, 2, true)},
 		"rolled back by hand":    {fellBack(slotA), slotB, KindTrial, fellBack(slotA)},
 	} {
 		if got := c.now.returned(device.Boot{Slot: c.slot, Kind: c.kind}); got != c.then {
@@ -215,13 +230,15 @@ func TestImpatience(t *testing.T) {
 		if s != start {
 			t.Errorf("%v became %v", start, s)
 		}
-		for range 60 {
+		visited := map[Rung]bool{}
+		for range 30 { // the tries of a trial and of the rungs, and what is given back
 			var boot device.Boot
 			boot, s = Next(s)
+			visited[s.Rung] = true
 			s = s.returned(boot)
 		}
-		if s.Rung != RungRescue {
-			t.Errorf("60 orderly restarts from %v end in %v", start, s)
+		if !visited[RungRescue] {
+			t.Errorf("30 orderly restarts from %v end in %v, without a turn for rescue", start, s)
 		}
 	}
 }

@@ -100,9 +100,6 @@ func expect(t *testing.T, copies [2][]byte, writable [2]bool) expectation {
 		return expectation{device.Boot{Slot: slotA, Kind: KindUnsaved}, copies}
 	}
 	boot, then := Next(now.state)
-	if then == now.state { // the last rung, where nothing is counted
-		return expectation{boot, copies}
-	}
 	after := copies
 	for i, data := range copies {
 		// GRUB writes into whatever begins like a block, up to the end of the file.
