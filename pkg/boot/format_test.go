@@ -63,13 +63,20 @@ func TestOldFormats(t *testing.T) {
 		if err != nil || st != f.means || len(problems) != 2 || !errors.Is(problems[0].Err, ErrFormat) {
 			t.Errorf("%s: %+v, %v, %v; want %+v", f.vars, st, problems, err, f.means)
 		}
+		// As an upgrade does first, before anything else has changed them.
+		asked := newStore(t, data, data)
+		if err := asked.Rewrite(); err != nil {
+			t.Errorf("%s: %v", f.vars, err)
+			continue
+		}
 		if err := s.Repair(); err != nil {
 			t.Fatal(err)
 		}
-		seq := 1
+		before, seq := 1, 1
 		if f.numbered {
-			seq = 8
+			before, seq = 7, 8
 		}
+		wantBoth(t, asked, before, f.means)
 		wantBoth(t, s, seq, f.means)
 	}
 }

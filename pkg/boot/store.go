@@ -182,7 +182,9 @@ func (s *Store) Rewrite() error {
 	if found.winner < 0 {
 		return fmt.Errorf("%s: %w (%v; %v)", action, ErrUnknown, found.problems[0], found.problems[1])
 	}
-	return s.put(action, found.record(), 1-found.winner)
+	r := found.record()
+	r.seq = max(r.seq, 1) // the system before osctl had no numbers
+	return s.put(action, r, 1-found.winner)
 }
 
 // change applies a transition and writes the result, or nothing if both copies
