@@ -126,7 +126,8 @@ func (f factory) carryOut(order FactoryReset) error {
 			failed = errors.Join(failed, fmt.Errorf("resetting /etc of slot %s: %w", slot, err))
 		}
 	}
-	return failed
+	// The old /etc lies where no later boot would look, until it is put aside for good.
+	return errors.Join(failed, syncFileSystem(f.data))
 }
 
 // goes lists what is removed beside the /etc of the slots.

@@ -254,7 +254,8 @@ func uncover(upper, lower, path string) error {
 }
 
 // spread turns an opaque directory into whiteouts for what it hides, but for one
-// entry. The mark goes last: before that the whiteouts change nothing.
+// entry. The mark goes when they are durable: before that the whiteouts change
+// nothing, and without them a cut would let through what was hidden.
 func spread(upper, lower, but string) error {
 	opaque, err := isOpaque(upper)
 	if err != nil || !opaque {
@@ -271,6 +272,9 @@ func spread(upper, lower, but string) error {
 		if err := hide(filepath.Join(upper, name)); err != nil {
 			return err
 		}
+	}
+	if err := syncFileSystem(upper); err != nil {
+		return err
 	}
 	if err := unix.Lremovexattr(upper, opaqueXattr); err != nil {
 		return fmt.Errorf("removing attribute %s of %s: %w", opaqueXattr, upper, err)

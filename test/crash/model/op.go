@@ -52,10 +52,11 @@ type Entry struct {
 // Entries are names that change at once.
 type Entries []Entry
 
-// Attribute is a mode, an owner or an extended attribute that changes.
+// Attribute is a mode, an owner or an extended attribute that changes, or is removed.
 type Attribute struct {
 	Node        *Node
 	Name, Value string
+	Removed     bool
 }
 
 // Sync makes earlier changes durable: those of one node, or all.
@@ -78,7 +79,12 @@ func (e Entries) nodes() []*Node {
 
 func (s Sync) apply(State) {}
 
-func (a Attribute) apply(s State) { s.SetAttribute(a.Node, a.Name, a.Value) }
+func (a Attribute) apply(s State) {
+	s.SetAttribute(a.Node, a.Name, a.Value)
+	if a.Removed {
+		delete(s.attrs[a.Node], a.Name) // a copy that is this state's own
+	}
+}
 
 func (e Entries) apply(s State) {
 	for _, x := range e {

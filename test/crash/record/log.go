@@ -165,7 +165,7 @@ func (t *translator) dispatch(c call) error {
 		return t.create(c)
 	case "chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "fchown", "lchown", "fchownat":
 		return t.attribute(c)
-	case "setxattr", "lsetxattr", "fsetxattr":
+	case "setxattr", "lsetxattr", "fsetxattr", "removexattr", "lremovexattr", "fremovexattr":
 		return t.xattr(c)
 	case "chdir":
 		b, err := decode(c.args[0])

@@ -122,7 +122,7 @@ func (t *translator) subject(c call) (place, []string, error) {
 	case strings.HasSuffix(c.name, "at") || c.name == "fchmodat2":
 		p, err := t.path(c.args[0], c.args[1])
 		return p, c.args[2:], err
-	case strings.HasPrefix(c.name, "f"):
+	case strings.HasPrefix(c.name, "f"): // fchmod, fsetxattr, fremovexattr
 		return t.fd(c.args[0]), c.args[1:], nil
 	}
 	p, err := t.path("", c.args[0])
@@ -138,10 +138,14 @@ func (t *translator) xattr(c call) error {
 	if err != nil {
 		return err
 	}
-	value, err := decode(args[1])
-	if err != nil {
-		return err
+	change := model.Attribute{Node: p.node, Name: "xattr:" + string(name), Removed: strings.Contains(c.name, "remove")}
+	if !change.Removed {
+		value, err := decode(args[1])
+		if err != nil {
+			return err
+		}
+		change.Value = string(value)
 	}
-	t.add(c, p.text, false, model.Attribute{Node: p.node, Name: "xattr:" + string(name), Value: string(value)})
+	t.add(c, p.text, false, change)
 	return nil
 }
