@@ -12,7 +12,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/kapernikov/osctl/pkg/atomicfile"
 	"github.com/kapernikov/osctl/pkg/device"
 )
 
@@ -51,14 +50,15 @@ const (
 )
 
 // OrderFactory notes durably in the state directory (StateDir on a machine) that
-// the machine is to be reset at its next start. A later order replaces it.
+// the machine is to be reset at its next start. A later order replaces it; the caller
+// keeps other writers of orders out.
 func OrderFactory(stateDir string, apps Apps) error {
 	if _, err := ParseApps(string(apps)); err != nil {
 		return fmt.Errorf("ordering the factory reset: %w", err)
 	}
 	data, err := json.Marshal(FactoryReset{apps})
 	if err == nil {
-		err = atomicfile.Write(filepath.Join(stateDir, factoryFile), append(data, '\n'), 0o600)
+		err = writeOrder(filepath.Join(stateDir, factoryFile), data)
 	}
 	if err != nil {
 		return fmt.Errorf("ordering the factory reset: %w", err)

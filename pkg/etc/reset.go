@@ -52,9 +52,9 @@ func ParsePath(name string) (string, error) {
 
 // OrderReset notes durably, within dir (UppersDir on a machine), that the paths of
 // a slot's /etc are to be reset at its next start; no paths stand for all of it.
-// Orders add up. It returns what is ordered now. It fails with ErrPath if a path
-// lies below something that was itself removed or replaced: that has to be named
-// then.
+// Orders add up; the caller keeps other writers of orders out. It returns what is
+// ordered now. It fails with ErrPath if a path lies below something that was itself
+// removed or replaced: that has to be named then.
 func OrderReset(dir string, slot device.Slot, paths []string) (Reset, error) {
 	order, err := PendingReset(dir, slot)
 	if err != nil {
@@ -74,12 +74,20 @@ func OrderReset(dir string, slot device.Slot, paths []string) (Reset, error) {
 	order.All = order.All || len(paths) == 0
 	data, err := json.Marshal(order)
 	if err == nil {
-		err = atomicfile.Write(filepath.Join(dir, string(slot), resetFile), append(data, '\n'), 0o600)
+		err = writeOrder(filepath.Join(dir, string(slot), resetFile), data)
 	}
 	if err != nil {
 		return Reset{}, fmt.Errorf("ordering the reset of /etc: %w", err)
 	}
 	return *order, nil
+}
+
+// writeOrder replaces an order durably, and sweeps what a cut left of an earlier one.
+func writeOrder(path string, data []byte) error {
+	if err := atomicfile.Sweep(path); err != nil {
+		return err
+	}
+	return atomicfile.Write(path, append(data, '\n'), 0o600)
 }
 
 // PendingReset reads the order for a slot, nil if there is none.

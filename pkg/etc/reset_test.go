@@ -353,3 +353,12 @@ func TestTakeOver(t *testing.T) {
 		t.Errorf("a link was taken over: %v", err)
 	}
 }
+
+// TestOrdersSweep: what a cut left of an earlier order goes with the next one.
+func TestOrdersSweep(t *testing.T) {
+	root := t.TempDir()
+	write(t, root, map[string]string{"etc/A/.reset.json.tmp-1": "torn", "osctl/.reset.json.tmp-2": "torn"})
+	_, err := OrderReset(filepath.Join(root, "etc"), "A", nil)
+	must(t, err, OrderFactory(filepath.Join(root, "osctl"), KeepApps))
+	wantContents(t, root, map[string]string{"etc/A/reset.json": `{"all":true}` + "\n", "osctl/reset.json": `{"apps":"keep"}` + "\n"})
+}
