@@ -4,8 +4,10 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -26,7 +28,7 @@ func exhaustive() bool { return os.Getenv("OSCTL_EXHAUSTIVE") == "1" }
 // bounds are how far each operation is explored.
 func bounds() model.Bounds {
 	if exhaustive() {
-		return model.Bounds{Exhaustive: 8, Samples: 200, Tears: 0, Seed: seed}
+		return model.Bounds{Exhaustive: 8, Samples: 400, Tears: 0, Seed: seed}
 	}
 	return model.Bounds{Exhaustive: 4, Samples: 10, Tears: 8, Seed: seed}
 }
@@ -35,7 +37,7 @@ func bounds() model.Bounds {
 // operation.
 func most() int {
 	if exhaustive() {
-		return 60
+		return 150
 	}
 	return 5
 }
@@ -44,12 +46,30 @@ func most() int {
 type recording struct {
 	world *record.World
 	log   record.Log
-	// What the running slot holds, and the /etc of slot B before and after.
-	running, etcBefore, etcAfter [sha256.Size]byte
+	// What the running slot holds, and slot B before, and that without the sectors that
+	// belong to no file system.
+	running, other, inside [sha256.Size]byte
+	// The parts of the data partition that are old or new, before and after.
+	before, after map[string][sha256.Size]byte
+	// end is the boot state that the command leaves.
+	end boot.State
+}
+
+// parts are what a cut leaves old or new, never a mixture: the /etc of each slot,
+// its order to reset, the order for all of the machine.
+func parts(w *record.World, s model.State) map[string][sha256.Size]byte {
+	data := w.Nodes["data"]
+	found := map[string][sha256.Size]byte{"the order of a factory reset": s.Hash(s.Look(data, "osctl", "reset.json"))}
+	for _, slot := range []string{"A", "B"} {
+		found["the /etc of slot "+slot] = s.Hash(s.Look(data, "etc", slot, "upper"), s.Look(data, "etc", slot, "work"))
+		found["the order to reset the /etc of slot "+slot] = s.Hash(s.Look(data, "etc", slot, "reset.json"))
+	}
+	return found
 }
 
 // record brings a machine to where an operation starts and records it.
-func (s *site) record(o *operation) *recording {
+func (j *judge) record(o *operation) *recording {
+	s := j.site
 	s.t.Helper()
 	m := s.newMachine()
 	o.prepare(m)
@@ -69,18 +89,35 @@ func (s *site) record(o *operation) *recording {
 	if diff := cmp.Diff(files.Describe(after), world.Describe(log.After)); diff != "" {
 		s.t.Fatalf("%s: what the files hold (-) is not what was recorded (+):\n%s", o.name, diff)
 	}
+	end, err := j.load(copies(world, log.After))
+	if err != nil {
+		s.t.Fatal(err)
+	}
 	return &recording{world: world, log: log, running: slots(world, base)[o.on.slot[0]-'A'].Hash(),
-		etcBefore: etcOfB(world, base), etcAfter: etcOfB(world, log.After)}
+		other: slots(world, base)[1].Hash(), inside: inside(slots(world, base)[1]).Hash(),
+		before: parts(world, base), after: parts(world, log.After), end: end}
 }
 
-// kept holds that what a command had written when it ended well stays: the ledger and
-// the /etc of slot B.
-func (r *recording) kept(s model.State) error {
+// kept holds that what a command had written when it ended well stays: the boot
+// state, the ledger, the /etc of the slots, orders, and the slot that it wrote.
+func (j *judge) kept(r *recording, s model.State) error {
 	ledgerIn := func(s model.State) string {
 		return string(s.Content(s.Look(r.world.Nodes["data"], "osctl", ledger.File)))
 	}
-	if ledgerIn(s) != ledgerIn(r.log.After) || etcOfB(r.world, s) != r.etcAfter {
-		return fmt.Errorf("%w: the command had ended well, and the ledger or the /etc of slot B is the old one", errLostUpdate)
+	state, err := j.load(copies(r.world, s))
+	switch {
+	case err != nil:
+	case state != r.end:
+		err = fmt.Errorf("the boot state is %v, not %v", state, r.end)
+	case ledgerIn(s) != ledgerIn(r.log.After):
+		err = errors.New("the ledger is the old one")
+	case !maps.Equal(parts(r.world, s), r.after):
+		err = errors.New("an /etc, or an order to reset one, is the old one")
+	case j.holds(slots(r.world, s)[1]) != j.holds(slots(r.world, r.log.After)[1]):
+		err = errors.New("slot B does not hold what it held")
+	}
+	if err != nil {
+		return fmt.Errorf("%w: the command had ended well, and %w", errLostUpdate, err)
 	}
 	return nil
 }
@@ -92,32 +129,52 @@ type tally struct {
 	failures                            map[error]int
 }
 
-// TestPowerCuts explores every operation.
+// TestPowerCuts explores every operation. They are independent of each other, and so
+// run at once, as many as there are processors.
 func TestPowerCuts(t *testing.T) {
 	s := newSite(t)
-	j := newJudge(s, t)
-	total := tally{failures: map[error]int{}}
-	t.Logf("%-30s %6s %7s %8s %9s | %8s %8s %8s %8s %8s | %9s", "operation", "calls", "pending", "states", "distinct",
-		"bricked", "wrong", "lost", "invar.", "not conv", "continued")
-	for _, o := range operations(s) {
-		t.Run(o.name, func(t *testing.T) {
-			began := time.Now()
-			one := j.explore(t, &o, s.record(&o))
-			t.Logf("%-30s %s  %v", o.name, one, time.Since(began).Round(time.Second/10))
-			total.calls += one.calls
-			total.Made += one.Made
-			total.Most = max(total.Most, one.Most)
-			total.distinct += one.distinct
-			total.converged += one.converged
-			for kind, n := range one.failures {
-				total.failures[kind] += n
+	list := operations(s)
+	rows := make([]*tally, len(list))
+	var asked, boots atomic.Int64
+	t.Cleanup(func() {
+		t.Logf("%-34s %6s %7s %8s %9s | %8s %8s %8s %8s %8s | %9s", "operation", "calls", "pending", "states", "distinct",
+			"bricked", "wrong", "lost", "invar.", "not conv", "continued")
+		total := tally{failures: map[error]int{}}
+		for i, row := range rows {
+			if row != nil {
+				t.Logf("%-34s %s", list[i].name, row)
+				total.add(*row)
 			}
+		}
+		t.Logf("%-34s %s", "all", total)
+		t.Logf("GRUB was asked %d times and ran %d times", asked.Load(), boots.Load())
+		if total.distinct == 0 {
+			t.Error("nothing was explored")
+		}
+	})
+	for i, o := range list {
+		t.Run(o.name, func(t *testing.T) {
+			t.Parallel()
+			began := time.Now()
+			own := s.beside(t, fmt.Sprintf("cuts%d", i))
+			j := newJudge(own, t)
+			o := operations(own)[i]
+			rows[i] = j.explore(t, &o, j.record(&o))
+			asked.Add(int64(j.asked + j.headless))
+			boots.Add(int64(j.boots))
+			t.Logf("%s: %d distinct states, %d continued, %v", o.name, rows[i].distinct, rows[i].converged, time.Since(began).Round(time.Second/10))
 		})
 	}
-	t.Logf("%-30s %s", "all", total)
-	t.Logf("GRUB was asked %d times and ran %d times", j.asked+j.headless, j.boots)
-	if total.distinct == 0 {
-		t.Error("nothing was explored")
+}
+
+func (y *tally) add(one tally) {
+	y.calls += one.calls
+	y.Made += one.Made
+	y.Most = max(y.Most, one.Most)
+	y.distinct += one.distinct
+	y.converged += one.converged
+	for kind, n := range one.failures {
+		y.failures[kind] += n
 	}
 }
 
@@ -150,9 +207,9 @@ func (y tally) fail(t *testing.T, where string, err error) {
 }
 
 // explore judges all states of one operation.
-func (j *judge) explore(t *testing.T, o *operation, r *recording) tally {
+func (j *judge) explore(t *testing.T, o *operation, r *recording) *tally {
 	t.Helper()
-	y := tally{calls: r.log.Calls, failures: map[error]int{}}
+	y := &tally{calls: r.log.Calls, failures: map[error]int{}}
 	seen, classes := map[[sha256.Size]byte]bool{}, map[string]bool{}
 	counts, err := model.Explore(r.log.Base, r.log.Ops, bounds(), func(s model.State, c model.Cut) error {
 		key := s.Hash(r.world.List()...)
@@ -166,7 +223,7 @@ func (j *judge) explore(t *testing.T, o *operation, r *recording) tally {
 		}
 		v, err := j.state(o, r, r.world, s, atEnd)
 		if err == nil && atEnd {
-			err = r.kept(s)
+			err = j.kept(r, s)
 		}
 		if err != nil {
 			y.fail(t, fmt.Sprintf("%s: %v", o.name, c), err)
@@ -253,7 +310,7 @@ func (m machine) goOn(j *judge, o *operation, now booted) error {
 			return err
 		}
 		if release == o.goal && now.kind == "committed" {
-			return m.arrived()
+			return m.arrived(j, o)
 		}
 	}
 	return fmt.Errorf("%w: after %d boots GRUB boots %v", errNotConverged, enough, now)
@@ -284,14 +341,26 @@ func (m machine) release(j *judge, slot string) (string, error) {
 	return j.holds(s.Volume(w.Nodes[slot+".img"])), nil
 }
 
-// arrived checks that the boot state of a machine that has converged is whole.
-func (m machine) arrived() error {
-	store, err := boot.Open([2]string{m.path("efi/osctl/a/grubenv"), m.path("efi/osctl/b/grubenv")})
+// arrived checks that a machine that has converged is whole: the boot state, and the
+// other slot where that has to be a rung.
+func (m machine) arrived(j *judge, o *operation) error {
+	store, err := boot.Open([2]string(m.copyPaths()))
 	if err != nil {
 		return err
 	}
-	if _, problems, err := store.Load(); err != nil || len(problems) > 0 {
+	state, problems, err := store.Load()
+	if err != nil || len(problems) > 0 {
 		return fmt.Errorf("%w: the boot state has problems: %v, %w", errNotConverged, problems, err)
 	}
-	return nil
+	if !o.rung {
+		return nil
+	}
+	if !state.Other {
+		return fmt.Errorf("%w: the boot state is %v", errNotConverged, state)
+	}
+	got, err := m.release(j, string(state.Rootfs.Other()))
+	if err == nil && got == "" {
+		err = fmt.Errorf("%w: slot %s is not whole", errNotConverged, state.Rootfs.Other())
+	}
+	return err
 }

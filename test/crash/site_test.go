@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -39,6 +40,9 @@ type site struct {
 	systemd    string
 	pool       *model.Pool
 	grubConfig []byte
+	// namespace keeps what containerd holds for machines of tests that run at once
+	// apart.
+	namespace string
 }
 
 // image is a signed release.
@@ -56,7 +60,7 @@ func newSite(t *testing.T) *site {
 	for _, tool := range []string{"strace", "grub-emu", "mkfs.ext4"} {
 		need.Tool(t, tool)
 	}
-	s := &site{t: t, dir: t.TempDir(), images: map[string]image{}, pool: model.NewPool()}
+	s := &site{t: t, dir: t.TempDir(), images: map[string]image{}, pool: model.NewPool(), namespace: "osctl"}
 	s.osctl = filepath.Join(s.dir, "osctl")
 	s.noteSources()
 	cmd := exec.Command("go", "build", "-o", s.osctl, "./cmd/osctl")
@@ -66,7 +70,7 @@ func newSite(t *testing.T) *site {
 	}
 	s.key, _, s.public = sample.Key(t)
 	for i, version := range []string{"1.0", "1.1", "1.2"} {
-		s.images[version] = s.image(version, byte(i))
+		s.images[version] = s.image("gateway", version, byte(i))
 	}
 	s.grubConfig = s.readFile(filepath.Join(need.Top(), grub.Config))
 	s.containerd = daemon.Start(t).Address
@@ -137,10 +141,34 @@ func (s *site) writeFile(path string, data []byte) {
 	}
 }
 
-// image makes a file system with a kernel and an initrd, and a signed layout of it.
-func (s *site) image(version string, seed byte) image {
+// beside is the site for a test that runs at the same time as others: with what it
+// changes of its own.
+func (s *site) beside(t *testing.T, name string) *site {
+	t.Helper()
+	c := *s
+	c.t, c.pool, c.namespace, c.images = t, model.NewPool(), name, map[string]image{}
+	for version, i := range s.images {
+		i.volume = c.slotWith(i.raw)
+		c.images[version] = i
+	}
+	return &c
+}
+
+// slotWith is a slot that holds an image.
+func (s *site) slotWith(raw string) model.Volume {
 	s.t.Helper()
-	tree := filepath.Join(s.dir, "tree-"+version)
+	slot := append(s.readFile(raw), make([]byte, (slotMiB-imageMiB)<<20)...)
+	v, err := s.pool.ReadVolume(bytes.NewReader(slot), int64(len(slot)))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return v
+}
+
+// image makes a file system with a kernel and an initrd, and a signed layout of it.
+func (s *site) image(product, version string, seed byte) image {
+	s.t.Helper()
+	tree := filepath.Join(s.dir, "tree-"+product+version)
 	random := rand.NewChaCha8([32]byte{seed, 7})
 	s.writeFile(filepath.Join(tree, "usr/lib/osctl/boot/BOOTX64.EFI"), []byte("MZ, as every EFI program begins"))
 	s.writeFile(filepath.Join(tree, "usr/lib/osctl/boot/grub.cfg"), []byte("# of "+version))
@@ -149,7 +177,7 @@ func (s *site) image(version string, seed byte) image {
 		random.Read(data) //nolint:errcheck // never fails
 		s.writeFile(filepath.Join(tree, name), data)
 	}
-	i := image{raw: filepath.Join(s.dir, version+".ext4"), layout: filepath.Join(s.dir, "layout-"+version)}
+	i := image{raw: filepath.Join(s.dir, product+version+".ext4"), layout: filepath.Join(s.dir, "layout-"+product+version)}
 	uuid := fmt.Sprintf("00000000-0000-4000-8000-00000000%02d00", seed)
 	cmd := exec.Command("mkfs.ext4", "-q", "-b", "4096", "-O", "^has_journal", "-U", uuid, "-E", "hash_seed="+uuid, "-d", tree, i.raw, fmt.Sprintf("%dm", imageMiB))
 	cmd.Env = append(os.Environ(), "E2FSPROGS_FAKE_TIME=1800000000")
@@ -157,7 +185,7 @@ func (s *site) image(version string, seed byte) image {
 		s.t.Fatalf("making an image: %v: %s", err, out)
 	}
 	_, err := artifact.Build(s.t.Context(), artifact.Options{
-		Rootfs: i.raw, Output: i.layout, Product: "gateway", Version: version, Kernel: "/boot/vmlinuz", Initrd: "/boot/initrd.img",
+		Rootfs: i.raw, Output: i.layout, Product: product, Version: version, Kernel: "/boot/vmlinuz", Initrd: "/boot/initrd.img",
 	})
 	if err == nil {
 		_, err = publish.Sign(s.t.Context(), i.layout, s.key, publish.Options{})
@@ -165,10 +193,7 @@ func (s *site) image(version string, seed byte) image {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	slot := append(s.readFile(i.raw), make([]byte, (slotMiB-imageMiB)<<20)...)
-	if i.volume, err = s.pool.ReadVolume(bytes.NewReader(slot), int64(len(slot))); err != nil {
-		s.t.Fatal(err)
-	}
+	i.volume = s.slotWith(i.raw)
 	return i
 }
 
@@ -190,26 +215,26 @@ func roots() []record.Root {
 func (m machine) path(name string) string { return filepath.Join(m.dir, name) }
 
 // fixed writes what no medium holds: the image's configuration. One finds the booted
-// slot on the kernel's command line. The other two name it, because an upgrade of
-// such a machine asks for no partitions, which files are not.
+// slot on the kernel's command line. The other two name it, because then nothing
+// asks for partitions, which files are not, nor for the places of a real machine.
 func (m machine) fixed() {
 	m.t.Helper()
 	for _, booted := range []string{"auto", "A", "B"} {
-		m.writeFile(m.path("osctl-"+booted+".yaml"), []byte(fmt.Sprintf(`apiVersion: osctl.kapernikov.com/v1
+		m.writeFile(m.path("osctl-"+booted+".yaml"), fmt.Appendf(nil, `apiVersion: osctl.kapernikov.com/v1
 kind: Config
 product: gateway
-slots: {A: %[1]s/A.img, B: %[1]s/B.img}
+slots: {A: %[1]s/A.img, B: %[1]s/B.img, rescue: %[1]s/R.img}
 bootedSlot: %[4]s
 env: [%[1]s/efi/osctl/a/grubenv, %[1]s/efi/osctl/b/grubenv]
 policy: %[1]s/policy.yaml
 stateDir: %[1]s/data/osctl
 etcDir: %[1]s/data/etc
 runtimeDir: %[1]s/run
-containerd: {address: %[2]s, namespace: osctl, hostsDir: %[1]s/certs.d}
+containerd: {address: %[2]s, namespace: %[5]s, hostsDir: %[1]s/certs.d}
 health: {deadline: 1s, soak: 1ms, systemd: %[3]s}
-`, m.dir, m.containerd, m.systemd, booted)))
+`, m.dir, m.containerd, m.systemd, booted, m.namespace))
 	}
-	m.writeFile(m.path("policy.yaml"), []byte("apiVersion: osctl.kapernikov.com/v1\nkind: Policy\nkeys:\n  - name: release\n    file: release.pub\n"))
+	m.writeFile(m.path("policy.yaml"), []byte("apiVersion: osctl.kapernikov.com/v1\nkind: Policy\nkeys:\n  - name: release\n    file: release.pub\nrescue:\n  - name: rescue\n    file: release.pub\n"))
 	m.writeFile(m.path("release.pub"), m.public)
 }
 
@@ -267,10 +292,10 @@ func (m machine) command(b booted, args ...string) *exec.Cmd {
 	m.writeFile(cmdline, []byte("osctl.slot="+b.slot+" osctl.boot="+b.kind+"\n"))
 	m.writeFile(cmdline+".release", []byte("ID=gateway\nVERSION_ID="+m.running(b.slot)+"\n"))
 	config := "osctl-auto.yaml"
-	if args[0] == "upgrade" {
+	if slices.Contains([]string{"upgrade", "install", "etc", "reset"}, args[0]) {
 		config = "osctl-" + b.slot + ".yaml"
 	}
-	args = append(args[:1:1], append([]string{"--config", m.path(config)}, args[1:]...)...)
+	args = append(args[:len(args):len(args)], "--config", m.path(config))
 	return m.inNamespace(cmdline, append([]string{m.osctl}, args...)...)
 }
 
