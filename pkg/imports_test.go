@@ -31,6 +31,7 @@ var table = map[string]entry{
 	"device":     {0, nil},
 	"health":     {0, nil},
 	"config":     {0, nil},
+	"clock":      {0, nil},
 	"slot":       {1, []string{"disk", "device", "progress"}},
 	"ledger":     {1, []string{"osimage", "atomicfile", "device", "health"}},
 	"fetch":      {1, []string{"osimage", "progress"}},
@@ -46,7 +47,7 @@ var table = map[string]entry{
 	"upgrade":    {3, []string{"osimage", "trust", "admit", "assemble", "slot", "boot", "device", "health", "ledger", "progress", "proof"}},
 	"rescue":     {4, []string{"admit", "boot", "device", "disk", "ledger", "progress", "proof", "slot", "trust", "upgrade"}},
 	"install":    {3, []string{"disk", "device", "progress"}},
-	"status":     {3, []string{"boot", "device", "ledger", "health"}},
+	"status":     {3, []string{"boot", "clock", "device", "ledger", "health"}},
 }
 
 // owners holds the libraries that only the named packages may import.

@@ -71,7 +71,7 @@ func TestSchemaFields(t *testing.T) {
 			t.Errorf("%s: the schema has nothing for it", path)
 			return
 		}
-		want := map[reflect.Kind]string{reflect.String: "string", reflect.Int: "integer", reflect.Slice: "array", reflect.Struct: "object"}[typ.Kind()]
+		want := map[reflect.Kind]string{reflect.String: "string", reflect.Int: "integer", reflect.Bool: "boolean", reflect.Slice: "array", reflect.Struct: "object"}[typ.Kind()]
 		if typ == reflect.TypeFor[config.Time]() {
 			want = "string"
 			if n.Format != "date-time" {
@@ -131,6 +131,10 @@ func (n *node) valid(root *node, at string, v any) error {
 		}
 		if _, err := time.Parse(time.RFC3339, v); n.Format == "date-time" && err != nil {
 			return fail("%q is no time", v)
+		}
+	case bool:
+		if n.Type != "boolean" {
+			return fail("%t", v)
 		}
 	case uint64:
 		if n.Type != "integer" || n.Minimum != nil && v < uint64(*n.Minimum) { //nolint:gosec // small
@@ -220,6 +224,8 @@ func TestSchemaAgreesWithOsctl(t *testing.T) {
 		head + "keys: []\n":                                          false,
 		head + keys + "rules: []\n":                                  false,
 		head + keys + "rules:\n":                                     false,
+		head + keys + "allowDowngrade: true\n":                       true,
+		head + keys + "allowDowngrade: maybe\n":                      false,
 		head + keys + "allowUnsigned: true\n":                        false,
 		head + keys + "    notAfter: 2027\n":                         false,
 		head + keys + "    notAfter:\n":                              false,

@@ -106,7 +106,7 @@ func openSource(ctx context.Context, name, hostsDir string) (imageSource, error)
 	if err != nil {
 		return imageSource{}, errors.Join(err, remove())
 	}
-	offer, err := fetch.NewRegistry(ctx, store, hostsDir).Resolve(ctx, name)
+	offer, err := fetch.NewRegistry(ctx, store, hostsDir).SetTime(present().Now).Resolve(ctx, name)
 	if err != nil {
 		return imageSource{}, errors.Join(err, remove())
 	}

@@ -197,14 +197,16 @@ func (m *machine) upgrade(reference string) (upgrade.Machine, error) {
 	if order, err := etc.PendingFactory(m.config.StateDir); err == nil && order != nil {
 		return upgrade.Machine{}, errResetPending
 	}
-	v, err := m.verifier(reference)
+	policy, err := loadPolicy(m.policyFiles()...)
 	if err != nil {
 		return upgrade.Machine{}, err
 	}
+	v := policy.Under(circumstances(reference, m.passed()...))
 	return upgrade.Machine{
 		Booted: m.booted.Slot,
 		Facts: admit.Machine{
 			Product: m.config.Product, Architecture: device.Architecture(), Version: m.version(),
+			Downgrade: admit.Downgrade{Permitted: policy.AllowDowngrade},
 		},
 		Lock: m.lock, OpenSlot: m.openSlot, Verifier: v, Boot: m.boot, Ledger: m.ledger, Committed: m.committedFloors(),
 		Records: proof.Open(m.config.StateDir), CloneEtc: m.cloneEtc, Ready: m.ready, Room: m.room, Log: m.log,

@@ -91,14 +91,13 @@ func (m *machine) holds(slot device.Slot, look bool) (ledger.Entry, bool) {
 	return e, e.Version != ""
 }
 
-// committedFloors are the floors that the committed slots tell, whatever the ledger
+// committed are the committed slots as they tell of themselves, whatever the ledger
 // says: one that was deleted, or put back from an old copy, opens no way down. A slot
-// on trial tells none.
-func (m *machine) committedFloors() []ledger.Floor {
+// on trial tells nothing. With look, a slot without any record is looked into.
+func (m *machine) committed(look bool) []ledger.Entry {
 	state, _, err := m.boot.Load()
 	if err != nil {
-		m.log.Warn("which slot is committed is unknown; the floor is what the ledger says", "error", err)
-		return nil
+		return nil // an upgrade stops at that by itself
 	}
 	l, _ := m.ledger.Load() //nolint:errcheck // whoever decides says that it is lost
 	committed := state.Rootfs
@@ -109,12 +108,21 @@ func (m *machine) committedFloors() []ledger.Floor {
 	if state.Other && state.Phase != boot.Trial {
 		slots = append(slots, committed.Other())
 	}
-	var list []ledger.Floor
+	var list []ledger.Entry
 	for _, slot := range slots {
-		e, ok := m.holds(slot, l.Slot(slot) == nil)
+		e, ok := m.holds(slot, look && l.Slot(slot) == nil)
 		if ok && osimage.CheckVersion(e.Version) == nil {
-			list = append(list, e.Floor())
+			list = append(list, e)
 		}
+	}
+	return list
+}
+
+// committedFloors are the floors of the same.
+func (m *machine) committedFloors() []ledger.Floor {
+	var list []ledger.Floor
+	for _, e := range m.committed(true) {
+		list = append(list, e.Floor())
 	}
 	return list
 }

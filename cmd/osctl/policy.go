@@ -65,6 +65,8 @@ type policyCheck struct {
 	Rescue     []policyKey  `json:"rescue"`
 	Revoked    []string     `json:"revokedDigests"`
 	Notes      []policyNote `json:"notes"`
+	// AllowDowngrade permits upgrade --allow-downgrade.
+	AllowDowngrade bool `json:"allowDowngrade"`
 }
 
 type policyRule struct {
@@ -101,6 +103,7 @@ func runPolicyCheck(o policyCheckOptions, s streams) error {
 	c := policyCheck{
 		APIVersion: apiVersion, Kind: "PolicyCheck", File: f.Path,
 		Rules: []policyRule{}, Keys: policyKeys(v.Keys()), Rescue: []policyKey{}, Revoked: append([]string{}, f.Revoked.Digests...), Notes: []policyNote{},
+		AllowDowngrade: f.AllowDowngrade,
 	}
 	for i, r := range v.Rules() {
 		c.Rules = append(c.Rules, f.describe(i, r))
@@ -154,6 +157,9 @@ func printPolicyCheck(w io.Writer, c policyCheck) error {
 	}
 	if err := t.Flush(); err != nil {
 		return err
+	}
+	if c.AllowDowngrade {
+		fmt.Fprintf(w, "  downgrades to what was committed here are permitted\n")
 	}
 	for _, n := range c.Notes {
 		fmt.Fprintf(w, "note: %s:%d: %s\n", c.File, n.Line, n.Text)

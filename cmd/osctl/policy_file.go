@@ -8,6 +8,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/kapernikov/osctl/pkg/clock"
 	"github.com/kapernikov/osctl/pkg/config"
 	"github.com/kapernikov/osctl/pkg/device"
 	"github.com/kapernikov/osctl/pkg/fetch"
@@ -81,17 +82,15 @@ func revoked(f config.PolicyFile) trust.Revoked {
 // operator named, empty for a layout, and the present. passed are times that have
 // certainly passed, so that a clock that runs behind them is not believed.
 func circumstances(reference string, passed ...time.Time) trust.Circumstances {
-	c := trust.Circumstances{Now: time.Now()}
-	for _, t := range append(passed, builtAt()) {
-		if t.After(c.Now) {
-			c.Now = t
-		}
-	}
+	c := trust.Circumstances{Now: present(passed...).Now()}
 	if fetch.CheckReference(reference) == nil {
 		c.Repository = repositoryOf(reference)
 	}
 	return c
 }
+
+// present is the time, as far as this machine can know it.
+func present(passed ...time.Time) clock.Clock { return clock.New(append(passed, builtAt())...) }
 
 // builtAt is the time of the commit that osctl was built from; zero if the binary
 // does not say.
@@ -111,23 +110,26 @@ func builtAt() time.Time {
 	return time.Time{}
 }
 
-// passed are the creation times, as signed, of the systems that were committed
-// here. No clock of this machine takes part: one that once ran ahead must not
-// expire keys for good.
+// passed are moments that have certainly passed: what the ledger keeps of them, and
+// the creation times, as signed, of the systems that were committed here, by the
+// ledger and by the slots' own records. No clock of this machine takes part: one that
+// once ran ahead must not expire keys for good.
 func (m *machine) passed() []time.Time {
-	var list []time.Time
-	l, err := m.ledger.Load()
-	if err != nil {
-		m.log.Warn("the ledger is lost; only the clock says what time it is", "error", err)
-		return nil
-	}
+	l, _ := m.ledger.Load() //nolint:errcheck // whoever decides says that it is lost
+	list := []time.Time{l.Passed}
 	for _, name := range []device.Slot{device.SlotA, device.SlotB} {
 		if e := l.Slot(name); e != nil && e.State == ledger.Committed {
 			list = append(list, e.Created)
 		}
 	}
+	for _, e := range m.committed(false) {
+		list = append(list, e.Created)
+	}
 	return list
 }
+
+// clock is the machine's clock, which is never behind what has passed.
+func (m *machine) clock() clock.Clock { return present(m.passed()...) }
 
 // verifier is the policy of this machine, asked about what the reference named.
 func (m *machine) verifier(reference string) (*trust.Verifier, error) {

@@ -2,7 +2,7 @@ package main
 
 import (
 	"errors"
-	"log/slog"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -58,9 +58,16 @@ func TestShippedPolicies(t *testing.T) {
 // The present is never before what was committed here, whatever the clock says;
 // what is only staged, or nobody's, moves nothing.
 func TestThePresent(t *testing.T) {
-	m := &machine{ledger: ledger.Open(t.TempDir()), log: slog.New(slog.DiscardHandler)}
-	ahead := time.Now().Add(1000 * time.Hour).UTC().Truncate(time.Second)
-	err := m.ledger.Update(func(l *ledger.Ledger) error {
+	p := plain{dir: t.TempDir()}
+	if err := p.create(nil); err != nil {
+		t.Fatal(err)
+	}
+	m, err := (&machineFlags{config: p.config()}).open(streams{err: io.Discard})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ahead := time.Now().AddDate(20, 0, 0).UTC().Truncate(time.Second)
+	err = m.ledger.Update(func(l *ledger.Ledger) error {
 		l.Slots[device.SlotA] = &ledger.Entry{Digest: "sha256:a", Product: "gateway", Version: "1.0", State: ledger.Committed, Created: ahead}
 		l.Slots[device.SlotB] = &ledger.Entry{Digest: "sha256:b", Product: "gateway", Version: "2.0", State: ledger.Staged, Created: ahead.Add(time.Hour)}
 		return nil
@@ -70,6 +77,13 @@ func TestThePresent(t *testing.T) {
 	}
 	if c := circumstances("", m.passed()...); !c.Now.Equal(ahead) || c.Repository != "" {
 		t.Errorf("circumstances %+v, want %s", c, ahead)
+	}
+	// It stays when the slots hold others, and when the ledger is lost without them.
+	if err := m.ledger.Update(func(l *ledger.Ledger) error { l.Slots, l.Passed = nil, ahead; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if c := circumstances("", m.passed()...); !c.Now.Equal(ahead) {
+		t.Errorf("with empty slots: %+v, want %s", c, ahead)
 	}
 	before := time.Now()
 	if c := circumstances("h.example.com:5000/os/a:1.0@sha256:"+strings.Repeat("0", 64), time.Unix(0, 0)); c.Now.Before(before) || c.Repository != "h.example.com:5000/os/a" {

@@ -168,7 +168,7 @@ func (m *machine) resolve(ctx context.Context, reference string) (rescue.Source,
 	if err != nil {
 		return rescue.Source{}, err
 	}
-	ref, err := fetch.NewRegistry(ctx, store, m.hostsDir()).Resolve(ctx, reference)
+	ref, err := fetch.NewRegistry(ctx, store, m.hostsDir()).SetTime(present().Now).Resolve(ctx, reference)
 	if err != nil {
 		return rescue.Source{}, errors.Join(err, store.Close())
 	}

@@ -12,6 +12,16 @@ import (
 	"github.com/kapernikov/osctl/pkg/proof"
 )
 
+// committed DIR notes in the history that this image was committed here once.
+func committedOnce(ts *testscript.TestScript, neg bool, args []string) {
+	s := of(ts)
+	ts.Check(ledger.Open(s.path("data/osctl")).Update(func(l *ledger.Ledger) error {
+		l.Add(ledger.Event{Kind: "committed", Slot: device.SlotB, Version: s.images[args[0]].Version, Digest: layoutDigest(s, ts.MkAbs(args[0]))})
+		return nil
+	}))
+	ts.Check(s.remember())
+}
+
 // keep A|B DIR leaves the machine with that image committed in a slot, and with
 // the record of it that staging keeps.
 func keep(ts *testscript.TestScript, neg bool, args []string) {

@@ -81,7 +81,7 @@ func runScripts(t *testing.T, dir string, machine plain) {
 			"exits": exits, "image": makeImage, "registry": startRegistry, "front": setFront, "asked": asked,
 			"unchanged": unchanged, "boots": boots, "slot": slotHolds, "stage": stage, "alter": alter, "lock": lock,
 			"config": setConfig, "fill": fill,
-			"keep": keep, "damage": damage,
+			"keep": keep, "damage": damage, "committed": committedOnce,
 			"mixed": mixed, "foreign": foreign, "stalled": stalled, "finished": finished, "leftover": leftover,
 			"tmpfs": tmpfs, "loop": loop, "mounted": mounted,
 		},

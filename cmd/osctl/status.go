@@ -44,7 +44,7 @@ func runStatus(ctx context.Context, o statusOptions, s streams) error {
 	shot := status.Take(ctx, status.Sources{
 		Product: m.config.Product, Booted: m.booted, BootedErr: m.err, Release: m.release, Boot: m.boot,
 		Ledger: m.ledger, Containers: m.containers().List, DataDir: filepath.Dir(m.config.StateDir), Degraded: m.degraded(),
-		Etc: string(pre.Etc), Data: string(pre.Data), Done: pre.Done, Pending: m.pendingResets(), LastWords: m.lastWords(),
+		Etc: string(pre.Etc), Data: string(pre.Data), Done: pre.Done, Pending: m.pendingResets(), LastWords: m.lastWords(), Clock: m.clock(),
 	})
 	if o.json {
 		return printJSON(s.out, shot)

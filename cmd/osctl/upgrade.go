@@ -27,6 +27,7 @@ type upgradeOptions struct {
 	check        bool
 	downloadOnly bool
 	retry        bool
+	downgrade    bool
 	repair       bool
 	reboot       bool
 	json         bool
@@ -60,6 +61,7 @@ goes back by itself. The same command again goes on where it stopped.
 	f.StringVar(&o.from, "from", "", "install from an OCI layout `folder or archive`, without network or containerd's content")
 	f.StringVar(&o.digest, "digest", "", "install exactly this `sha256:…`")
 	f.BoolVar(&o.retry, "retry", false, "permit an image that failed its trial here")
+	f.BoolVar(&o.downgrade, "allow-downgrade", false, "permit an older image that was committed here once, if the policy does")
 	f.BoolVar(&o.repair, "repair", false, "write again what is damaged of the other slot's own image, and nothing else")
 	f.BoolVar(&o.reboot, "reboot", false, "reboot when the new system is armed")
 	f.BoolVar(&o.json, "json", false, "print the result as JSON")
@@ -99,7 +101,7 @@ func (o upgradeOptions) checkFlags() error {
 		return usageError{errors.New("both --check and --download-only; choose one")}
 	case o.downloadOnly && o.from != "":
 		return usageError{errors.New("--download-only with --from: there is nothing to download")}
-	case o.repair && (o.check || o.downloadOnly || o.retry || o.reboot || o.digest != ""):
+	case o.repair && (o.check || o.downloadOnly || o.retry || o.downgrade || o.reboot || o.digest != ""):
 		return usageError{errors.New("--repair is for what the slot holds already; it goes with --from, a reference and --progress only")}
 	case (o.check || o.downloadOnly) && o.reboot:
 		return usageError{errors.New("--reboot goes with an installation")}
@@ -142,7 +144,7 @@ func runUpgrade(ctx context.Context, o upgradeOptions, s streams) error {
 		return err
 	}
 	result, err := upgrade.Run(ctx, deps, source.resolve, upgrade.Options{
-		CheckOnly: o.check, DownloadOnly: o.downloadOnly, Retry: o.retry, Tries: m.config.Tries, Progress: display.sink,
+		CheckOnly: o.check, DownloadOnly: o.downloadOnly, Retry: o.retry, AllowDowngrade: o.downgrade, Tries: m.config.Tries, Progress: display.sink,
 	})
 	display.finish()
 	if err = errors.Join(err, source.close()); err != nil {
@@ -203,7 +205,7 @@ func (s *source) resolve(ctx context.Context) (upgrade.Offer, error) {
 		return nil, err
 	}
 	s.closers = append(s.closers, store.Close)
-	return fetch.NewRegistry(ctx, store, c.HostsDir).Resolve(ctx, s.name())
+	return fetch.NewRegistry(ctx, store, c.HostsDir).SetTime(s.machine.clock().Now).Resolve(ctx, s.name())
 }
 
 func (s *source) close() error {

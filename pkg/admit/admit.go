@@ -24,10 +24,21 @@ type Machine struct {
 	// FloorVersion and FloorEpoch are the highest that were committed here.
 	FloorVersion string
 	FloorEpoch   uint32
+	// Downgrade is what an operator may ask for below the version of the floor.
+	Downgrade Downgrade
 	// SlotSize is the size of the target slot in bytes.
 	SlotSize int64
 	// Failed returns why a digest failed its trial here, and whether it did.
 	Failed func(digest string) (reason string, failed bool)
+}
+
+// Downgrade is a way below the floor's version, never below its epoch: to an image
+// that was committed here once, where the policy permits it. The zero value is no way.
+type Downgrade struct {
+	// Asked is the operator's word, Permitted the policy's.
+	Asked, Permitted bool
+	// Committed reports whether a digest was committed here; nil says that none was.
+	Committed func(digest string) bool
 }
 
 // Rule names the reason of a refusal.
@@ -39,6 +50,7 @@ const (
 	RuleArchitecture Rule = "architecture"
 	RuleEpoch        Rule = "epoch"
 	RuleVersion      Rule = "version"
+	RuleDowngrade    Rule = "downgrade"
 	RuleMinVersion   Rule = "minimum version"
 	RuleSize         Rule = "slot size"
 	RuleFailed       Rule = "trial history"
@@ -118,9 +130,23 @@ func floor(img osimage.Image, m Machine) (*Refusal, error) {
 		return nil, err
 	}
 	if order < 0 {
-		return &Refusal{RuleVersion, c.Version, m.FloorVersion + " or newer", "osctl rollback goes back to the other slot"}, nil
+		return m.Downgrade.refuse(img, m.FloorVersion+" or newer"), nil
 	}
 	return nil, nil
+}
+
+// refuse decides on an image below the floor's version.
+func (d Downgrade) refuse(img osimage.Image, want string) *Refusal {
+	have := img.Config().Version
+	switch {
+	case !d.Asked:
+		return &Refusal{RuleVersion, have, want, "osctl rollback goes back to the other slot"}
+	case !d.Permitted:
+		return &Refusal{RuleDowngrade, have, want, "the policy of this machine does not permit downgrades (allowDowngrade)"}
+	case d.Committed == nil || !d.Committed(img.Digest().String()):
+		return &Refusal{RuleDowngrade, have + ", and this very image was never committed here", want, "a downgrade leads only to an image that osctl history has as committed"}
+	}
+	return nil
 }
 
 func minVersion(img osimage.Image, m Machine) (*Refusal, error) {

@@ -65,19 +65,27 @@ func TestDecide(t *testing.T) {
 		retry   bool
 		rule    admit.Rule // "" admits
 	}{
-		"fits":               {},
-		"the same version":   {machine: func(m *admit.Machine) { m.FloorVersion = "1.2.0" }},
-		"another product":    {image: func(i *sample.Image) { i.Product = "panel" }, rule: admit.RuleProduct},
-		"a product prefix":   {image: func(i *sample.Image) { i.Product = "gateway2" }, rule: admit.RuleProduct},
-		"another arch":       {image: func(i *sample.Image) { i.Architecture = "arm64" }, rule: admit.RuleArchitecture},
-		"a lower epoch":      {machine: func(m *admit.Machine) { m.FloorEpoch = 3 }, rule: admit.RuleEpoch},
-		"an older version":   {machine: func(m *admit.Machine) { m.FloorVersion = "1.10" }, rule: admit.RuleVersion},
-		"a pre-release":      {image: func(i *sample.Image) { i.Version = "1.2-rc1" }, machine: func(m *admit.Machine) { m.FloorVersion = "1.2" }, rule: admit.RuleVersion},
-		"too old a machine":  {machine: func(m *admit.Machine) { m.Version = "0.9" }, rule: admit.RuleMinVersion},
-		"too small a slot":   {machine: func(m *admit.Machine) { m.SlotSize = 2<<20 - 1 }, rule: admit.RuleSize},
-		"a slot just so":     {machine: func(m *admit.Machine) { m.SlotSize = 2 << 20 }},
-		"failed before":      {machine: failed, rule: admit.RuleFailed},
-		"failed, and retry":  {machine: failed, retry: true},
+		"fits":                {},
+		"the same version":    {machine: func(m *admit.Machine) { m.FloorVersion = "1.2.0" }},
+		"another product":     {image: func(i *sample.Image) { i.Product = "panel" }, rule: admit.RuleProduct},
+		"a product prefix":    {image: func(i *sample.Image) { i.Product = "gateway2" }, rule: admit.RuleProduct},
+		"another arch":        {image: func(i *sample.Image) { i.Architecture = "arm64" }, rule: admit.RuleArchitecture},
+		"a lower epoch":       {machine: func(m *admit.Machine) { m.FloorEpoch = 3 }, rule: admit.RuleEpoch},
+		"an older version":    {machine: func(m *admit.Machine) { m.FloorVersion = "1.10" }, rule: admit.RuleVersion},
+		"a pre-release":       {image: func(i *sample.Image) { i.Version = "1.2-rc1" }, machine: func(m *admit.Machine) { m.FloorVersion = "1.2" }, rule: admit.RuleVersion},
+		"too old a machine":   {machine: func(m *admit.Machine) { m.Version = "0.9" }, rule: admit.RuleMinVersion},
+		"too small a slot":    {machine: func(m *admit.Machine) { m.SlotSize = 2<<20 - 1 }, rule: admit.RuleSize},
+		"a slot just so":      {machine: func(m *admit.Machine) { m.SlotSize = 2 << 20 }},
+		"failed before":       {machine: failed, rule: admit.RuleFailed},
+		"failed, and retry":   {machine: failed, retry: true},
+		"down, asked":         {machine: down(true, false, true), rule: admit.RuleDowngrade},
+		"down, permitted":     {machine: down(false, true, true), rule: admit.RuleVersion},
+		"down, to a new one":  {machine: down(true, true, false), rule: admit.RuleDowngrade},
+		"down, to an old one": {machine: down(true, true, true)},
+		"down, nothing known": {machine: func(m *admit.Machine) {
+			m.FloorVersion, m.Downgrade = "1.10", admit.Downgrade{Asked: true, Permitted: true}
+		}, rule: admit.RuleDowngrade},
+		"down an epoch":      {machine: func(m *admit.Machine) { down(true, true, true)(m); m.FloorEpoch = 3 }, rule: admit.RuleEpoch},
 		"retry forgives one": {machine: func(m *admit.Machine) { m.FloorEpoch = 3 }, retry: true, rule: admit.RuleEpoch},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -101,6 +109,14 @@ func TestDecide(t *testing.T) {
 				t.Errorf("Decide = %v, %v; want a refusal by %s", p.Valid(), err, tt.rule)
 			}
 		})
+	}
+}
+
+// down is a machine that committed 1.10 once, and what is said about going below.
+func down(asked, permitted, committed bool) func(*admit.Machine) {
+	return func(m *admit.Machine) {
+		m.FloorVersion = "1.10"
+		m.Downgrade = admit.Downgrade{Asked: asked, Permitted: permitted, Committed: func(string) bool { return committed }}
 	}
 }
 

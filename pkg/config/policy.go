@@ -26,6 +26,8 @@ type Policy struct {
 	// Rescue are the keys whose signatures count for the rescue partition, and for
 	// nothing else; without any, nothing is accepted there.
 	Rescue []Key `yaml:"rescue"`
+	// AllowDowngrade permits osctl upgrade --allow-downgrade.
+	AllowDowngrade bool `yaml:"allowDowngrade"`
 }
 
 // Key is one public key: PEM in the file itself, or in a file beside it.

@@ -43,6 +43,9 @@ type wire struct {
 	pace  pace
 	sleep func(context.Context, time.Duration) error
 	now   func() time.Time
+	// present is the time for certificates; nil is the machine's clock. now measures
+	// pauses, and may be any clock that goes on.
+	present func() time.Time
 
 	mu      sync.Mutex
 	cached  map[string][]docker.RegistryHost // one set of connections and tokens

@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/kapernikov/osctl/pkg/osimage"
 	"github.com/kapernikov/osctl/test/hostile"
@@ -119,6 +120,32 @@ func TestRedirects(t *testing.T) {
 	fresh, _ := patient(t, hostsDir(t, tls.Host(), fmt.Sprintf("server = %q\nca = %q\n", tls.URL, ca)))
 	if err := take(t, fresh, tls.Name("1"), small); !errors.Is(err, errPlain) || len(h.Requests(hostile.Any)) != 0 {
 		t.Errorf("a token over plain http: %v, %d requests", err, len(h.Requests(hostile.Any)))
+	}
+}
+
+// A clock of 1970 does not shut TLS out for good: certificates are judged at the time
+// that has certainly passed. A clock that is ahead does, until it is set right.
+func TestCertificatesAreJudgedAtThePresent(t *testing.T) {
+	h := hostile.NewTLS(t)
+	load(t, h)
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	cert := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: h.Certificate().Raw})
+	if err := os.WriteFile(ca, cert, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	hosts := hostsDir(t, h.Host(), fmt.Sprintf("server = %q\nca = %q\n", h.URL, ca))
+	from, until := h.Certificate().NotBefore, h.Certificate().NotAfter
+	for name, tt := range map[string]struct {
+		now  time.Time
+		fine bool
+	}{
+		"before it": {from.Add(-time.Hour), false}, "within": {from.Add(time.Hour), true}, "after it": {until.Add(time.Hour), false},
+	} {
+		r, _ := patient(t, hosts)
+		err := take(t, r.SetTime(func() time.Time { return tt.now }), h.Name("1"), small)
+		if (err == nil) != tt.fine || err != nil && (!errors.Is(err, ErrRegistry) || !strings.Contains(err.Error(), "expired or is not yet valid")) {
+			t.Errorf("%s: %v, want success: %t", name, err, tt.fine)
+		}
 	}
 }
 

@@ -2,6 +2,7 @@ package fetch
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -42,7 +43,7 @@ type Registry struct {
 func NewRegistry(ctx context.Context, store *Store, hostsDir string) *Registry {
 	w := newWire()
 	options := config.HostOptions{
-		HostDir: config.HostDirFromRoot(hostsDir), UpdateClient: limitClient,
+		HostDir: config.HostDirFromRoot(hostsDir), UpdateClient: w.limitClient,
 		Credentials: func(host string) (string, string, error) {
 			user, secret, err := credentials(host)
 			w.keepSecret(secret)
@@ -55,12 +56,23 @@ func NewRegistry(ctx context.Context, store *Store, hostsDir string) *Registry {
 	}
 }
 
+// SetTime says which time certificates are judged at; without it that is the
+// machine's clock. It is called before the first request.
+func (r *Registry) SetTime(now func() time.Time) *Registry {
+	r.wire.present = now
+	return r
+}
+
 // limitClient bounds how long a registry may think about an answer, and the size
-// of its headers. The guard bounds the rest.
-func limitClient(client *http.Client) error {
+// of its headers, and gives TLS the time. The guard bounds the rest.
+func (w *wire) limitClient(client *http.Client) error {
 	if t, ok := client.Transport.(*http.Transport); ok {
 		t.ResponseHeaderTimeout = time.Minute
 		t.MaxResponseHeaderBytes = 1 << 20
+		if t.TLSClientConfig == nil {
+			t.TLSClientConfig = &tls.Config{}
+		}
+		t.TLSClientConfig.Time = w.present
 	}
 	return nil
 }

@@ -110,11 +110,15 @@ type Event struct {
 
 // Ledger is the content of the file.
 type Ledger struct {
-	Schema  int                    `json:"schema"`
-	Slots   map[device.Slot]*Entry `json:"slots"`
-	Floor   Floor                  `json:"floor"`
-	Failed  []Failure              `json:"failed,omitempty"`
-	History []Event                `json:"history,omitempty"`
+	Schema int                    `json:"schema"`
+	Slots  map[device.Slot]*Entry `json:"slots"`
+	Floor  Floor                  `json:"floor"`
+	// Passed is the latest moment that has certainly passed, by what somebody signed:
+	// the newest creation time of what was committed here. No clock of this machine
+	// takes part. It never goes back.
+	Passed  time.Time `json:"passed,omitzero"`
+	Failed  []Failure `json:"failed,omitempty"`
+	History []Event   `json:"history,omitempty"`
 }
 
 // Slot returns the entry of a slot, or nil.
@@ -128,6 +132,12 @@ func (l *Ledger) FailureOf(digest string) *Failure {
 		}
 	}
 	return nil
+}
+
+// Committed reports whether this very image was committed here, as far back as the
+// history goes.
+func (l *Ledger) Committed(digest string) bool {
+	return digest != "" && slices.ContainsFunc(l.History, func(e Event) bool { return e.Kind == "committed" && e.Digest == digest })
 }
 
 // Add appends an event; the oldest make room.
@@ -155,7 +165,15 @@ func (l *Ledger) Commit(s device.Slot, at time.Time) error {
 		return fmt.Errorf("raising the floor: %w", err)
 	}
 	l.Floor = floor
+	l.Pass(e.Created)
 	return nil
+}
+
+// Pass notes a moment that has certainly passed.
+func (l *Ledger) Pass(t time.Time) {
+	if t.After(l.Passed) {
+		l.Passed = t.UTC()
+	}
 }
 
 // Fail records that the slot did not pass its trial, once a digest.

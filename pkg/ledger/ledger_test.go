@@ -72,6 +72,36 @@ func TestFailureIsRememberedUntilCommit(t *testing.T) {
 	}
 }
 
+// What was committed here is known by its digest, until the history forgets it.
+func TestCommittedOnce(t *testing.T) {
+	l := fresh(t, "1.0", 1)
+	l.Slots[device.SlotB] = &Entry{Digest: "sha256:b", Version: "1.1"}
+	l.Fail(device.SlotB, "the gate", now)
+	for digest, want := range map[string]bool{"sha256:a": true, "sha256:b": false, "": false} {
+		if l.Committed(digest) != want {
+			t.Errorf("%q was committed: %t", digest, !want)
+		}
+	}
+}
+
+// The moments that have passed are the signed ones of what was committed; a clock in
+// 2099, and what is only staged, move nothing, and nothing moves it back.
+func TestPassedRisesAtCommitOnly(t *testing.T) {
+	l := fresh(t, "1.0", 1)
+	made, wrong := now.Add(-24*time.Hour), now.AddDate(73, 0, 0)
+	l.Slots[device.SlotB] = &Entry{Digest: "sha256:b", Version: "1.1", Created: made}
+	l.Fail(device.SlotB, "the gate", wrong)
+	if !l.Passed.IsZero() {
+		t.Errorf("after a failure: %s", l.Passed)
+	}
+	for _, created := range []time.Time{made, made.Add(-time.Hour), {}} {
+		l.Slots[device.SlotB] = &Entry{Digest: "sha256:b", Version: "1.1", Created: created}
+		if err := l.Commit(device.SlotB, wrong); err != nil || !l.Passed.Equal(made) {
+			t.Errorf("after a commit of %s: %s, %v; want %s", created, l.Passed, err, made)
+		}
+	}
+}
+
 func TestStore(t *testing.T) {
 	s := Open(filepath.Join(t.TempDir(), "osctl"))
 	if l, err := s.Load(); err != nil || len(l.Slots) != 0 {

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kapernikov/osctl/pkg/boot"
+	"github.com/kapernikov/osctl/pkg/clock"
 	"github.com/kapernikov/osctl/pkg/device"
 	"github.com/kapernikov/osctl/pkg/health"
 	"github.com/kapernikov/osctl/pkg/ledger"
@@ -114,6 +115,8 @@ type Sources struct {
 	Etc, Data string
 	// Pending and Done are resets that are ordered, and were carried out.
 	Pending, Done []string
+	// Clock is the time, as far as it can be known.
+	Clock clock.Clock
 	// LastWords is what the system said that stopped before this one.
 	LastWords string
 }
@@ -128,6 +131,10 @@ func Take(ctx context.Context, s Sources) Snapshot {
 	}
 	if s.BootedErr != nil {
 		shot.complain("the booted slot is unknown", s.BootedErr)
+	}
+	if now, floor, behind := s.Clock.Behind(); behind {
+		shot.Problems = append(shot.Problems, fmt.Sprintf("the clock says %s, and it is %s at least: set it (timedatectl)",
+			now.UTC().Format(time.RFC3339), floor.UTC().Format(time.RFC3339)))
 	}
 	l, err := s.Ledger.Load()
 	if err != nil {

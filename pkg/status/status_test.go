@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/kapernikov/osctl/pkg/boot"
+	"github.com/kapernikov/osctl/pkg/clock"
 	"github.com/kapernikov/osctl/pkg/device"
 	"github.com/kapernikov/osctl/pkg/health"
 	"github.com/kapernikov/osctl/pkg/ledger"
@@ -117,5 +119,16 @@ func TestProblems(t *testing.T) {
 		if shot.Booted.Version == "" {
 			t.Errorf("%s: nothing is said of the running version", want)
 		}
+	}
+}
+
+// A clock that is behind what has passed is a problem to show, with both.
+func TestClockBehind(t *testing.T) {
+	s := sources(t)
+	passed := time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
+	s.Clock = clock.With(func() time.Time { return time.Unix(0, 0) }, passed)
+	want := "the clock says 1970-01-01T00:00:00Z, and it is 2026-11-01T00:00:00Z at least: set it (timedatectl)"
+	if shot := Take(context.Background(), s); !slices.Contains(shot.Problems, want) {
+		t.Errorf("problems %q, want %q", shot.Problems, want)
 	}
 }

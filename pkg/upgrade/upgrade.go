@@ -89,6 +89,8 @@ type Options struct {
 	CheckOnly, DownloadOnly bool
 	// Retry permits a digest that failed its trial here.
 	Retry bool
+	// AllowDowngrade asks for what admit.Downgrade describes.
+	AllowDowngrade bool
 	// Tries is how many boots the new system gets.
 	Tries    int
 	Progress progress.Sink
@@ -237,6 +239,7 @@ func (r *run) facts(l *ledger.Ledger) (f admit.Machine, err error) {
 	if f.FloorVersion == "" {
 		f.FloorVersion = f.Version
 	}
+	f.Downgrade.Asked, f.Downgrade.Committed = r.AllowDowngrade, l.Committed
 	f.Failed = func(digest string) (string, bool) {
 		failure := l.FailureOf(digest)
 		if failure == nil {
