@@ -303,3 +303,18 @@ func (m *machine) note(e ledger.Event) {
 		m.log.Warn("the history lacks an event", "kind", e.Kind, "error", err)
 	}
 }
+
+// copyEtc gives a slot what runs: the /etc of the running slot, or the pristine one
+// where the slot did not come up with its own.
+func (m *machine) copyEtc(from, to device.Slot) error {
+	if m.booted.Kind != etc.PristineBoot {
+		return etc.Clone(m.config.EtcDir, from, to)
+	}
+	memory := filepath.Join(m.config.RuntimeDir, filepath.Base(etc.MemoryDir))
+	if err := etc.ClonePristine(m.config.EtcDir, memory, from, to); err != nil {
+		return err
+	}
+	m.log.Warn("the new system starts with the pristine /etc that runs; what this machine had changed stays in slot "+string(from), "slot", to)
+	m.note(ledger.Event{Kind: "reset", Slot: to, Reason: "staged on a boot with a pristine /etc, and starts with that; the changes stay in slot " + string(from)})
+	return nil
+}

@@ -182,7 +182,7 @@ func (m *machine) cloneEtc(_ context.Context, from, to device.Slot) error {
 	if m.config.EtcDir == "" {
 		return nil
 	}
-	if err := etc.Clone(m.config.EtcDir, from, to); err != nil {
+	if err := m.copyEtc(from, to); err != nil {
 		return storageError{err}
 	}
 	return nil

@@ -25,13 +25,29 @@ import (
 // are copied may be copied in either state. Clone fails if from and to
 // are the same slot, or if dir does not exist.
 func Clone(dir string, from, to device.Slot) error {
-	if err := clone(dir, from, to); err != nil {
+	return clone(dir, filepath.Join(dir, string(from)), from, to)
+}
+
+// ClonePristine is Clone on a boot with a pristine /etc (PristineBoot): it copies what
+// runs, the upper directory within memory (MemoryDir on a machine), and so nothing
+// that kept slot from from coming up. That stays in slot from. It fails with
+// fs.ErrNotExist if there is no upper directory in memory.
+func ClonePristine(dir, memory string, from, to device.Slot) error {
+	if _, err := os.Stat(filepath.Join(memory, "upper")); err != nil {
+		return fmt.Errorf("cloning the pristine /etc for slot %s: %w", to, err)
+	}
+	return clone(dir, memory, from, to)
+}
+
+// clone makes the directory of slot to a copy of source.
+func clone(dir, source string, from, to device.Slot) error {
+	if err := cloneFrom(dir, source, from, to); err != nil {
 		return fmt.Errorf("cloning /etc of slot %s for slot %s: %w", from, to, err)
 	}
 	return nil
 }
 
-func clone(dir string, from, to device.Slot) error {
+func cloneFrom(dir, source string, from, to device.Slot) error {
 	if from.Other() == "" || to != from.Other() {
 		return errors.New("want the two different slots")
 	}
@@ -42,7 +58,7 @@ func clone(dir string, from, to device.Slot) error {
 	if err := os.RemoveAll(next); err != nil { // left by a cut
 		return err
 	}
-	err := build(filepath.Join(dir, string(from)), next)
+	err := build(source, next)
 	if err == nil {
 		err = replace(dir, next, filepath.Join(dir, string(to)))
 	}
