@@ -49,6 +49,7 @@ test: deps tools osctl lint
 # make test takes a sample of that.
 crash: deps tools osctl
 	OSCTL_EXHAUSTIVE=1 $(GO) test -count=1 -v -timeout 60m ./test/crash/...
+	OSCTL_EXHAUSTIVE=1 $(GO) test -count=1 -v -run TestCutsInReset ./pkg/etc
 	OSCTL_EXHAUSTIVE=1 $(GO) test -count=1 -v -timeout 90m -run TestGrubTable ./pkg/boot
 	OSCTL_EXHAUSTIVE=1 $(GO) test -count=1 -v -timeout 3h ./test/machine
 

@@ -141,8 +141,9 @@ func (j *judge) afterFault(o *operation, r *recording, m machine, failed error, 
 	if strings.Contains(out, "panic:") || strings.Contains(out, "fatal error:") && !strings.Contains(out, "netpollBreak") {
 		return fmt.Errorf("%w: osctl broke down: %s", errInvariant, out)
 	}
-	if !o.red && strings.Contains(out, "rolled back: slot B: systemd: ") {
-		// The fault met the gate's question to systemd, and without an answer a trial fails.
+	if !o.red && strings.Contains(out, "rolled back: slot B: ") {
+		// The fault met a question of the gate's to systemd or containerd, and without an
+		// answer a trial fails.
 		other := *o
 		other.after, o = fallbackA, &other
 	}
