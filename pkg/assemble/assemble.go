@@ -16,6 +16,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/kapernikov/osctl/pkg/osimage"
 )
@@ -67,11 +68,22 @@ func Size(img osimage.Image, has func(i int) bool) int64 {
 	return size
 }
 
-// Fetch opens every needed pack and decodes none: for a download ahead of time.
+// Fetch keeps every needed pack on this machine and decodes none: for a download
+// ahead of time.
 func Fetch(ctx context.Context, img osimage.Image, has func(i int) bool, blobs osimage.Blobs) error {
 	packs, size := needed(img, has)
 	blobs.Expect(size)
-	return opened(ctx, packs, blobs, func(_ pack, rc io.Reader) error { return nil })
+	group, keeping := errgroup.WithContext(ctx)
+	group.SetLimit(ahead + 1)
+	for _, p := range packs {
+		group.Go(func() error {
+			if err := context.Cause(keeping); err != nil {
+				return err
+			}
+			return blobs.Keep(keeping, p.desc)
+		})
+	}
+	return group.Wait()
 }
 
 // Segments hands each lacking segment to put, in order, verified. data is valid

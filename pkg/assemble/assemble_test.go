@@ -9,6 +9,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -27,31 +28,31 @@ type store struct {
 	raw    []byte
 	blobs  map[digest.Digest][]byte
 	opened []int
+	kept   []int
 	order  map[digest.Digest]int
 	closed int
 	total  int64
 	fail   map[int]error
-	asked  [3]chan struct{}
 }
 
 func (s *store) Expect(total int64) { s.total = total }
-
-// await returns once somebody asked for a pack.
-func (s *store) await(n int) { <-s.asked[n] }
 
 func (s *store) Open(_ context.Context, d ocispec.Descriptor) (io.ReadCloser, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n := s.order[d.Digest]
-	select {
-	case s.asked[n] <- struct{}{}:
-	default:
-	}
 	if err := s.fail[n]; err != nil {
 		return nil, err
 	}
 	s.opened = append(s.opened, n)
 	return closer{bytes.NewReader(s.blobs[d.Digest]), s}, nil
+}
+
+func (s *store) Keep(_ context.Context, d ocispec.Descriptor) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.kept = append(s.kept, s.order[d.Digest])
+	return s.fail[s.order[d.Digest]]
 }
 
 type closer struct {
@@ -71,9 +72,6 @@ const size = 5*osimage.SegmentSize + 4096
 func artifact(t testing.TB, change func(pack int, frames []byte) []byte) (osimage.Image, *store) {
 	t.Helper()
 	s := &store{raw: make([]byte, size), blobs: map[digest.Digest][]byte{}, order: map[digest.Digest]int{}, fail: map[int]error{}}
-	for i := range s.asked {
-		s.asked[i] = make(chan struct{}, 1)
-	}
 	rand.NewChaCha8([32]byte{1}).Read(s.raw)
 	encoder, err := zstd.NewWriter(nil)
 	if err != nil {
@@ -151,8 +149,21 @@ func TestOnlyLackingSegments(t *testing.T) {
 
 func TestFetch(t *testing.T) {
 	img, s := artifact(t, nil)
-	if err := Fetch(context.Background(), img, none, s); err != nil || len(s.opened) != 3 || s.closed != 3 {
-		t.Errorf("Fetch = %v, opened %v, closed %d", err, s.opened, s.closed)
+	if err := Fetch(context.Background(), img, func(i int) bool { return i > 3 }, s); err != nil || len(s.opened) != 0 {
+		t.Errorf("Fetch = %v, opened %v", err, s.opened)
+	}
+	slices.Sort(s.kept)
+	if diff := cmp.Diff([]int{0, 1}, s.kept); diff != "" || s.total != img.Packs()[0].Size+img.Packs()[1].Size {
+		t.Errorf("kept %s, announced %d bytes", diff, s.total)
+	}
+	s.fail[1] = os.ErrPermission
+	if err := Fetch(context.Background(), img, none, s); !errors.Is(err, os.ErrPermission) {
+		t.Errorf("a pack that cannot be kept: %v", err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := Fetch(ctx, img, none, s); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
 	}
 }
 
@@ -225,36 +236,5 @@ func TestErrorsEndTheWork(t *testing.T) {
 	cancel()
 	if err := Segments(ctx, img, none, s, func(int, []byte) error { return nil }); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
-	}
-}
-
-func TestAheadFetchesWhatIsNeeded(t *testing.T) {
-	img, s := artifact(t, nil)
-	a := NewAhead(context.Background(), img, s)
-	for _, i := range []int{2, 3} { // both in the second pack
-		a.Need(i)
-	}
-	s.await(1)
-	if err := a.Stop(); err != nil || s.closed != 1 {
-		t.Errorf("Stop = %v, closed %d of 1", err, s.closed)
-	}
-	if diff := cmp.Diff([]int{1}, s.opened); diff != "" {
-		t.Errorf("packs opened: %s", diff)
-	}
-}
-
-func TestAheadStops(t *testing.T) {
-	img, s := artifact(t, nil)
-	broken := errors.New("no such pack")
-	s.fail[0] = broken
-	a := NewAhead(context.Background(), img, s)
-	a.Need(0)
-	s.await(0)
-	a.Need(4)
-	if err := a.Stop(); !errors.Is(err, broken) {
-		t.Errorf("Stop = %v, want the first error", err)
-	}
-	if len(s.opened) != s.closed {
-		t.Errorf("opened %v, closed %d", s.opened, s.closed)
 	}
 }

@@ -94,7 +94,7 @@ func written(t *testing.T, name device.Slot) slot.Written {
 	img := bytes.Repeat([]byte{7}, 4096)
 	want := slot.Want{Slot: name, Digest: "sha256:test", Size: 4096, SegmentSize: 4096,
 		SegmentDigest: func(int) [sha256.Size]byte { return sha256.Sum256(img) }}
-	missing, err := slot.Compare(context.Background(), memory(make([]byte, 4096)), want, nil, nil)
+	missing, err := slot.Compare(context.Background(), memory(make([]byte, 4096)), want, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

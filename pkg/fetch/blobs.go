@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"sync"
 
 	"github.com/containerd/containerd/v2/core/content"
 	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
@@ -30,9 +31,10 @@ func (r repository) release(ctx context.Context) error { return r.store.release(
 // blobs are the packs of one image, under a lease.
 type blobs struct {
 	repository
-	lease string
-	sink  progress.Sink
-	count func(int64)
+	lease   string
+	sink    progress.Sink
+	count   func(int64)
+	buffers sync.Pool
 }
 
 // Expect starts the count for the progress display.
@@ -40,19 +42,45 @@ func (b *blobs) Expect(total int64) {
 	b.count = progress.NewCounter(b.sink, progress.Fetch, total).Add
 }
 
-// Open makes sure that the content store holds the pack, fetching what it lacks,
-// and opens it there. It may be called by several goroutines.
+// Open opens a pack where Keep put it, or fetches it into memory: the caller puts
+// its content where it belongs at once, and writing it twice would wear the
+// machine's storage out. It may be called by several goroutines.
 func (b *blobs) Open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
 	desc = plain(desc)
-	if err := b.ensure(ctx, desc); err != nil {
-		return nil, fmt.Errorf("fetching pack %s: %w", desc.Digest, err)
+	rc, err := b.store.read(ctx, desc)
+	if err == nil {
+		b.count(desc.Size)
+		return rc, nil
 	}
-	return b.store.read(ctx, desc)
+	if !errdefs.IsNotFound(err) {
+		return nil, fmt.Errorf("opening pack %s: %w", desc.Digest, b.explain(err))
+	}
+	if desc.Size > maxBuffered {
+		if err := b.Keep(ctx, desc); err != nil {
+			return nil, err
+		}
+		return b.store.read(ctx, desc)
+	}
+	buf := newBuffer(desc, &b.buffers)
+	if err := b.ensure(ctx, desc, buf); err != nil {
+		return nil, errors.Join(fmt.Errorf("fetching pack %s: %w", desc.Digest, err), buf.Close())
+	}
+	return buf, nil
+}
+
+// Keep makes sure that the content store holds a pack, fetching what it lacks. It
+// may be called by several goroutines.
+func (b *blobs) Keep(ctx context.Context, desc ocispec.Descriptor) error {
+	desc = plain(desc)
+	if err := b.ensure(ctx, desc, stored{b.store, desc}); err != nil {
+		return fmt.Errorf("fetching pack %s: %w", desc.Digest, err)
+	}
+	return nil
 }
 
 // ensure fetches with retries. A registry's "no" is final, a broken connection
 // and a busy server are not.
-func (b *blobs) ensure(ctx context.Context, desc ocispec.Descriptor) error {
+func (b *blobs) ensure(ctx context.Context, desc ocispec.Descriptor, into place) error {
 	var last error
 	for attempt := range attempts {
 		if attempt > 0 {
@@ -61,7 +89,7 @@ func (b *blobs) ensure(ctx context.Context, desc ocispec.Descriptor) error {
 			}
 		}
 		asked, t := withTransfer(ctx, desc.Size+1)
-		err := b.fetchOnce(asked, desc, t)
+		err := b.fetchOnce(asked, desc, into, t)
 		if err == nil {
 			return nil
 		}
@@ -97,15 +125,15 @@ var (
 	errEarlier = errors.New("what an earlier attempt left and the rest together have another digest")
 )
 
-func (b *blobs) fetchOnce(ctx context.Context, desc ocispec.Descriptor, t *transfer) error {
+func (b *blobs) fetchOnce(ctx context.Context, desc ocispec.Descriptor, into place, t *transfer) error {
 	ctx = b.store.under(ctx, b.lease)
-	w, err := content.OpenWriter(ctx, b.store.content, content.WithRef(ingest(desc)), content.WithDescriptor(desc))
+	w, err := into.begin(ctx)
 	if errdefs.IsAlreadyExists(err) {
 		b.count(desc.Size)
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrStore, err)
+		return err
 	}
 	defer w.Close() //nolint:errcheck // the commit is what counts
 	status, err := w.Status()
@@ -116,7 +144,7 @@ func (b *blobs) fetchOnce(ctx context.Context, desc ocispec.Descriptor, t *trans
 		err := b.copy(ctx, w, desc, status.Offset)
 		if refusedRange(err) {
 			// This registry cannot continue; the next attempt starts at the beginning.
-			return errors.Join(err, w.Close(), b.store.content.Abort(ctx, ingest(desc)))
+			return errors.Join(err, w.Close(), into.forget(ctx))
 		}
 		if err != nil {
 			return err
@@ -137,13 +165,10 @@ func (b *blobs) fetchOnce(ctx context.Context, desc ocispec.Descriptor, t *trans
 			why = errParts
 		}
 		b.count(-desc.Size)
-		return errors.Join(fmt.Errorf("%w: %w", why, err), w.Close(), b.store.content.Abort(ctx, ingest(desc)))
+		return errors.Join(fmt.Errorf("%w: %w", why, err), w.Close(), into.forget(ctx))
 	}
 	return err
 }
-
-// ingest is the name of a partial download in the content store.
-func ingest(desc ocispec.Descriptor) string { return "osctl-" + desc.Digest.String() }
 
 func refusedRange(err error) bool {
 	var status remoteerrors.ErrUnexpectedStatus

@@ -1,6 +1,7 @@
 // Package fetch brings OS artifacts to the machine: it resolves a name to a
-// digest once, reads the small parts (manifest, config, signatures) into memory
-// and the packs into containerd's content store.
+// digest once, reads the small parts (manifest, config, signatures) into memory,
+// and the packs into memory too or, where they have to wait, into containerd's
+// content store.
 //
 // It is the only user of containerd's content. It goes through containerd's own
 // resolver, hosts configuration (certs.d) and the credentials of "nerdctl
@@ -117,8 +118,8 @@ func (r Ref) Signatures(ctx context.Context) ([]osimage.Signature, error) {
 	return list, nil
 }
 
-// Blobs opens the packs. What is fetched stays, also when the work is
-// interrupted, until Release.
+// Blobs opens the packs. What is kept stays, also when the work is interrupted,
+// until Release.
 func (r Ref) Blobs(ctx context.Context, sink progress.Sink) (osimage.Blobs, error) {
 	if r.source == nil {
 		return nil, errUnresolved

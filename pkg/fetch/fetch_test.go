@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/registry"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kapernikov/osctl/pkg/assemble"
 	"github.com/kapernikov/osctl/pkg/osimage"
@@ -116,8 +118,24 @@ func push(t *testing.T, h *faulty, img sample.Image, tag string) {
 	}
 }
 
+// way is how packs come: into memory, or kept in the store first.
+type way string
+
+const (
+	direct way = "into memory"
+	kept   way = "into the store"
+)
+
+// bothWays runs a test for each way.
+func bothWays(t *testing.T, test func(t *testing.T, w way)) {
+	t.Helper()
+	for _, w := range []way{direct, kept} {
+		t.Run(string(w), func(t *testing.T) { test(t, w) })
+	}
+}
+
 // pull runs the whole way and returns the raw image.
-func pull(ref Ref) ([]byte, error) {
+func (w way) pull(ref Ref) ([]byte, error) {
 	img, err := ref.Describe(ctx)
 	if err != nil {
 		return nil, err
@@ -126,8 +144,14 @@ func pull(ref Ref) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	all := func(int) bool { return false }
+	if w == kept {
+		if err := assemble.Fetch(ctx, img, all, blobs); err != nil {
+			return nil, err
+		}
+	}
 	raw := make([]byte, img.Config().Rootfs.Size)
-	err = assemble.Segments(ctx, img, func(int) bool { return false }, blobs, func(i int, data []byte) error {
+	err = assemble.Segments(ctx, img, all, blobs, func(i int, data []byte) error {
 		copy(raw[i*osimage.SegmentSize:], data)
 		return nil
 	})
@@ -146,13 +170,17 @@ func TestRegistry(t *testing.T) {
 	if err != nil || len(sigs) != 1 || sigs[0].Base64 == "" || !bytes.Contains(sigs[0].Payload, []byte(ref.Digest())) {
 		t.Errorf("signatures %+v, %v", sigs, err)
 	}
-	raw, err := pull(ref)
-	if err != nil || !bytes.Equal(raw, want.Raw()) {
-		t.Errorf("the image came back wrong: %v", err)
+	for _, w := range []way{direct, kept} {
+		raw, err := w.pull(ref)
+		if err != nil || !bytes.Equal(raw, want.Raw()) {
+			t.Errorf("%s: the image came back wrong: %v", w, err)
+		}
 	}
-	h.set(nil)
-	if raw, err := pull(ref); err != nil || !bytes.Equal(raw, want.Raw()) || h.blobs != 1 {
-		t.Errorf("the second time: %v, %d blobs fetched, want the config only", err, h.blobs)
+	for _, w := range []way{direct, kept} {
+		h.set(nil)
+		if raw, err := w.pull(ref); err != nil || !bytes.Equal(raw, want.Raw()) || h.blobs != 1 {
+			t.Errorf("once kept, %s: %v, %d blobs fetched, want the config only", w, err, h.blobs)
+		}
 	}
 }
 
@@ -166,7 +194,7 @@ func TestTagMoves(t *testing.T) {
 		t.Fatal(err)
 	}
 	push(t, h, sample.Image{Seed: 2}, "1.1")
-	if raw, err := pull(ref); err != nil || !bytes.Equal(raw, want.Raw()) {
+	if raw, err := direct.pull(ref); err != nil || !bytes.Equal(raw, want.Raw()) {
 		t.Errorf("the image came back wrong: %v", err)
 	}
 }
@@ -206,113 +234,119 @@ func cut(w http.ResponseWriter, r *http.Request, next http.Handler) bool {
 }
 
 func TestBrokenTransfersGoOn(t *testing.T) {
-	h := serve(t)
-	want := sample.Image{Seed: 3}
-	push(t, h, want, "1")
-	ref, err := client(t, nil).Resolve(ctx, h.name("1"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	h.set(cut)
-	if raw, err := pull(ref); err != nil || !bytes.Equal(raw, want.Raw()) {
-		t.Errorf("the image came back wrong: %v", err)
-	}
-	img, err := ref.Describe(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	// What came before the cut is not fetched again; the halves that the fault
-	// served itself are not counted.
-	if limit := img.CompressedSize()*3/4 + 1<<20; h.bytes > limit {
-		t.Errorf("fetched %d bytes after the cuts, want at most %d of %d", h.bytes, limit, img.CompressedSize())
-	}
+	bothWays(t, func(t *testing.T, w way) {
+		h := serve(t)
+		want := sample.Image{Seed: 3}
+		push(t, h, want, "1")
+		ref, err := client(t, nil).Resolve(ctx, h.name("1"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.set(cut)
+		if raw, err := w.pull(ref); err != nil || !bytes.Equal(raw, want.Raw()) {
+			t.Errorf("the image came back wrong: %v", err)
+		}
+		img, err := ref.Describe(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// What came before the cut is not fetched again; the halves that the fault
+		// served itself are not counted.
+		if limit := img.CompressedSize()*3/4 + 1<<20; h.bytes > limit {
+			t.Errorf("fetched %d bytes after the cuts, want at most %d of %d", h.bytes, limit, img.CompressedSize())
+		}
+	})
 }
 
 // A registry without ranges gets the whole request again.
 func TestBrokenTransferWithoutRanges(t *testing.T) {
-	h := serve(t)
-	h.noRange = true
-	want := sample.Image{Seed: 3}
-	push(t, h, want, "1")
-	ref, err := client(t, nil).Resolve(ctx, h.name("1"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var once sync.Once
-	h.set(func(w http.ResponseWriter, r *http.Request, next http.Handler) (handled bool) {
-		if isPack(r) && !strings.Contains(r.URL.Path, ref.Digest().Encoded()) {
-			rec := httptest.NewRecorder()
-			next.ServeHTTP(rec, r)
-			if rec.Body.Len() < 1<<20 {
-				return false
-			}
-			once.Do(func() {
-				w.Header().Set("Content-Length", rec.Header().Get("Content-Length"))
-				w.Write(rec.Body.Bytes()[:rec.Body.Len()/2]) //nolint:errcheck // cut on purpose
-				panic(http.ErrAbortHandler)
-			})
+	bothWays(t, func(t *testing.T, w way) {
+		h := serve(t)
+		h.noRange = true
+		want := sample.Image{Seed: 3}
+		push(t, h, want, "1")
+		ref, err := client(t, nil).Resolve(ctx, h.name("1"))
+		if err != nil {
+			t.Fatal(err)
 		}
-		return false
+		var once sync.Once
+		h.set(func(w http.ResponseWriter, r *http.Request, next http.Handler) (handled bool) {
+			if isPack(r) && !strings.Contains(r.URL.Path, ref.Digest().Encoded()) {
+				rec := httptest.NewRecorder()
+				next.ServeHTTP(rec, r)
+				if rec.Body.Len() < 1<<20 {
+					return false
+				}
+				once.Do(func() {
+					w.Header().Set("Content-Length", rec.Header().Get("Content-Length"))
+					w.Write(rec.Body.Bytes()[:rec.Body.Len()/2]) //nolint:errcheck // cut on purpose
+					panic(http.ErrAbortHandler)
+				})
+			}
+			return false
+		})
+		if raw, err := w.pull(ref); err != nil || !bytes.Equal(raw, want.Raw()) {
+			t.Errorf("the image came back wrong: %v", err)
+		}
 	})
-	if raw, err := pull(ref); err != nil || !bytes.Equal(raw, want.Raw()) {
-		t.Errorf("the image came back wrong: %v", err)
-	}
 }
 
 func TestRegistryFaults(t *testing.T) {
-	status := func(code int) func(http.ResponseWriter, *http.Request, http.Handler) bool {
-		return func(w http.ResponseWriter, _ *http.Request, _ http.Handler) bool {
-			w.WriteHeader(code)
-			return true
+	bothWays(t, func(t *testing.T, w way) {
+		status := func(code int) func(http.ResponseWriter, *http.Request, http.Handler) bool {
+			return func(w http.ResponseWriter, _ *http.Request, _ http.Handler) bool {
+				w.WriteHeader(code)
+				return true
+			}
 		}
-	}
-	whole := func(change func([]byte) []byte) func(http.ResponseWriter, *http.Request, http.Handler) bool {
-		return func(w http.ResponseWriter, r *http.Request, next http.Handler) bool {
-			if !isPack(r) {
-				return false
+		whole := func(change func([]byte) []byte) func(http.ResponseWriter, *http.Request, http.Handler) bool {
+			return func(w http.ResponseWriter, r *http.Request, next http.Handler) bool {
+				if !isPack(r) {
+					return false
+				}
+				rec := httptest.NewRecorder()
+				r.Header.Del("Range")
+				next.ServeHTTP(rec, r)
+				if rec.Body.Len() < 1<<20 {
+					return false
+				}
+				w.Write(change(rec.Body.Bytes())) //nolint:errcheck // whatever arrives
+				return true
 			}
-			rec := httptest.NewRecorder()
-			r.Header.Del("Range")
-			next.ServeHTTP(rec, r)
-			if rec.Body.Len() < 1<<20 {
-				return false
-			}
-			w.Write(change(rec.Body.Bytes())) //nolint:errcheck // whatever arrives
-			return true
 		}
-	}
-	for name, tt := range map[string]struct {
-		fault func(http.ResponseWriter, *http.Request, http.Handler) bool
-		is    error
-		want  string
-	}{
-		"other bytes": {whole(func(b []byte) []byte { b[len(b)/2] ^= 1; return b }), ErrRegistry, "another digest"},
-		"too short":   {whole(func(b []byte) []byte { return b[:len(b)/2] }), ErrRegistry, ""},
-		"empty":       {whole(func([]byte) []byte { return nil }), ErrRegistry, ""},
-		"401":         {status(http.StatusUnauthorized), ErrDenied, "nerdctl login"},
-		"403":         {status(http.StatusForbidden), ErrDenied, "nerdctl login"},
-		"404":         {status(http.StatusNotFound), ErrNotFound, ""},
-		"500":         {status(http.StatusInternalServerError), ErrRegistry, "500"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			h := serve(t)
-			want := sample.Image{Seed: 4}
-			push(t, h, want, "1")
-			r := client(t, nil)
-			ref, err := r.Resolve(ctx, h.name("1"))
-			if err != nil {
-				t.Fatal(err)
-			}
-			h.set(tt.fault)
-			if _, err := pull(ref); !errors.Is(err, tt.is) || !strings.Contains(err.Error(), tt.want) {
-				t.Errorf("error = %v, want %v with %q", err, tt.is, tt.want)
-			}
-			h.set(nil)
-			if raw, err := pull(ref); err != nil || !bytes.Equal(raw, want.Raw()) {
-				t.Errorf("after the fault has ended: %v", err)
-			}
-		})
-	}
+		for name, tt := range map[string]struct {
+			fault func(http.ResponseWriter, *http.Request, http.Handler) bool
+			is    error
+			want  string
+		}{
+			"other bytes": {whole(func(b []byte) []byte { b[len(b)/2] ^= 1; return b }), ErrRegistry, "another digest"},
+			"too short":   {whole(func(b []byte) []byte { return b[:len(b)/2] }), ErrRegistry, ""},
+			"empty":       {whole(func([]byte) []byte { return nil }), ErrRegistry, ""},
+			"401":         {status(http.StatusUnauthorized), ErrDenied, "nerdctl login"},
+			"403":         {status(http.StatusForbidden), ErrDenied, "nerdctl login"},
+			"404":         {status(http.StatusNotFound), ErrNotFound, ""},
+			"500":         {status(http.StatusInternalServerError), ErrRegistry, "500"},
+		} {
+			t.Run(name, func(t *testing.T) {
+				h := serve(t)
+				want := sample.Image{Seed: 4}
+				push(t, h, want, "1")
+				r := client(t, nil)
+				ref, err := r.Resolve(ctx, h.name("1"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				h.set(tt.fault)
+				if _, err := w.pull(ref); !errors.Is(err, tt.is) || !strings.Contains(err.Error(), tt.want) {
+					t.Errorf("error = %v, want %v with %q", err, tt.is, tt.want)
+				}
+				h.set(nil)
+				if raw, err := w.pull(ref); err != nil || !bytes.Equal(raw, want.Raw()) {
+					t.Errorf("after the fault has ended: %v", err)
+				}
+			})
+		}
+	})
 }
 
 func TestResolveFaults(t *testing.T) {
@@ -351,7 +385,7 @@ func TestLayoutFolderAndArchive(t *testing.T) {
 		if sigs, err := ref.Signatures(ctx); err != nil || len(sigs) != 1 {
 			t.Errorf("%s: signatures %v, %v", path, sigs, err)
 		}
-		if raw, err := pull(ref); err != nil || !bytes.Equal(raw, want.Raw()) {
+		if raw, err := direct.pull(ref); err != nil || !bytes.Equal(raw, want.Raw()) {
 			t.Errorf("%s: the image came back wrong: %v", path, err)
 		}
 		if _, err := l.Resolve(ctx, "sha256:"+strings.Repeat("0", 64)); !errors.Is(err, ErrLayout) {
@@ -394,5 +428,40 @@ func TestOpenLayoutRefuses(t *testing.T) {
 	}
 	if _, err := ref.Describe(ctx); !errors.Is(err, osimage.ErrInvalid) {
 		t.Errorf("altered blobs: %v", err)
+	}
+}
+
+// A pack that is too large for memory goes through the store.
+func TestLargePack(t *testing.T) {
+	h := serve(t)
+	data := make([]byte, maxBuffered+1)
+	desc := ocispec.Descriptor{MediaType: osimage.MediaTypePack, Digest: digest.FromBytes(data), Size: int64(len(data))}
+	fetched := 0
+	h.set(func(w http.ResponseWriter, r *http.Request, _ http.Handler) bool {
+		if !strings.Contains(r.URL.Path, desc.Digest.String()) {
+			return false
+		}
+		fetched++
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(data))
+		return true
+	})
+	push(t, h, sample.Image{Seed: 1, MiB: 2}, "1")
+	ref, err := client(t, nil).Resolve(ctx, h.name("1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	blobs, err := ref.Blobs(ctx, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		rc, err := blobs.Open(ctx, desc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(rc)
+		if err = errors.Join(err, rc.Close()); err != nil || !bytes.Equal(got, data) || fetched != 1 {
+			t.Errorf("%d bytes, fetched %d times, %v", len(got), fetched, err)
+		}
 	}
 }

@@ -50,7 +50,7 @@ func patient(t *testing.T, hosts string) (*Registry, *[]time.Duration) {
 }
 
 // take resolves and pulls; the image must be the right one.
-func take(t *testing.T, r *Registry, name string, want sample.Image) error {
+func (w way) take(t *testing.T, r *Registry, name string, want sample.Image) error {
 	t.Helper()
 	ref, err := r.Resolve(ctx, name)
 	if err != nil {
@@ -59,7 +59,7 @@ func take(t *testing.T, r *Registry, name string, want sample.Image) error {
 	if _, err := ref.Signatures(ctx); err != nil {
 		return err
 	}
-	raw, err := pull(ref)
+	raw, err := w.pull(ref)
 	if err == nil && !bytes.Equal(raw, want.Raw()) {
 		t.Error("the image came back wrong, and without an error")
 	}
@@ -117,24 +117,26 @@ func TestMisbehaviour(t *testing.T) {
 		"7 tag that answers with a redirect": {hostile.Tag, hostile.Redirect("/v2/gateway/os/manifests/1"), ErrRegistry, ErrRegistry, "10 redirects"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			h := hostile.New(t)
-			h.Load(t, dir, "1")
-			r, _ := patient(t, t.TempDir())
-			r.wire.pace = tiny
-			h.Break(tt.kind, tt.fault)
-			err := take(t, r, h.Name("1"), small)
-			if !errors.Is(err, tt.is) || !errors.Is(err, tt.class) || !strings.Contains(err.Error(), tt.want) {
-				t.Errorf("error = %v, want %v of class %v with %q", err, tt.is, tt.class, tt.want)
-			}
-			if sent := h.Sent(hostile.Any); sent > 4*h.Size(hostile.Pack)+32<<20 {
-				t.Errorf("%d bytes were taken", sent)
-			}
-			h.Behave()
-			again, _ := patient(t, t.TempDir())
-			again.store = r.store
-			if err := take(t, again, h.Name("1"), small); err != nil {
-				t.Errorf("after it has ended: %v", err)
-			}
+			bothWays(t, func(t *testing.T, w way) {
+				h := hostile.New(t)
+				h.Load(t, dir, "1")
+				r, _ := patient(t, t.TempDir())
+				r.wire.pace = tiny
+				h.Break(tt.kind, tt.fault)
+				err := w.take(t, r, h.Name("1"), small)
+				if !errors.Is(err, tt.is) || !errors.Is(err, tt.class) || !strings.Contains(err.Error(), tt.want) {
+					t.Errorf("error = %v, want %v of class %v with %q", err, tt.is, tt.class, tt.want)
+				}
+				if sent := h.Sent(hostile.Any); sent > 4*h.Size(hostile.Pack)+32<<20 {
+					t.Errorf("%d bytes were taken", sent)
+				}
+				h.Behave()
+				again, _ := patient(t, t.TempDir())
+				again.store = r.store
+				if err := w.take(t, again, h.Name("1"), small); err != nil {
+					t.Errorf("after it has ended: %v", err)
+				}
+			})
 		})
 	}
 }
@@ -158,23 +160,25 @@ func TestPassingFaults(t *testing.T) {
 		"13 cut three times":            {hostile.CutAt(1000), hostile.CutAt(2000), hostile.CutAt(3000)},
 	} {
 		t.Run(name, func(t *testing.T) {
-			h := hostile.New(t)
-			h.Load(t, dir, "1")
-			r, slept := patient(t, t.TempDir())
-			for i, f := range faults {
-				if f != nil {
-					h.BreakNth(hostile.Pack, i+1, f)
+			bothWays(t, func(t *testing.T, w way) {
+				h := hostile.New(t)
+				h.Load(t, dir, "1")
+				r, slept := patient(t, t.TempDir())
+				for i, f := range faults {
+					if f != nil {
+						h.BreakNth(hostile.Pack, i+1, f)
+					}
 				}
-			}
-			if err := take(t, r, h.Name("1"), small); err != nil {
-				t.Errorf("error = %v", err)
-			}
-			if strings.Contains(name, "with a") && (len(*slept) != 1 || (*slept)[0] < 5*time.Second || (*slept)[0] > 20*time.Second) {
-				t.Errorf("waited %v, want once for what it asked", *slept)
-			}
-			if strings.Contains(name, "nonsense") && len(*slept) != 0 {
-				t.Errorf("waited %v", *slept)
-			}
+				if err := w.take(t, r, h.Name("1"), small); err != nil {
+					t.Errorf("error = %v", err)
+				}
+				if strings.Contains(name, "with a") && (len(*slept) != 1 || (*slept)[0] < 5*time.Second || (*slept)[0] > 20*time.Second) {
+					t.Errorf("waited %v, want once for what it asked", *slept)
+				}
+				if strings.Contains(name, "nonsense") && len(*slept) != 0 {
+					t.Errorf("waited %v", *slept)
+				}
+			})
 		})
 	}
 }
@@ -190,13 +194,13 @@ func TestPoisonedPart(t *testing.T) {
 			a.Status = http.StatusForbidden // the run ends with the first part
 		}
 	}))
-	if err := take(t, r, h.Name("1"), small); !errors.Is(err, ErrDenied) {
+	if err := kept.take(t, r, h.Name("1"), small); !errors.Is(err, ErrDenied) {
 		t.Fatalf("error = %v, want ErrDenied", err)
 	}
 	h.Behave()
 	again, _ := patient(t, t.TempDir())
 	again.store = r.store
-	if err := take(t, again, h.Name("1"), small); err != nil {
+	if err := kept.take(t, again, h.Name("1"), small); err != nil {
 		t.Errorf("after it has ended: %v", err)
 	}
 }
@@ -207,7 +211,7 @@ func TestWrongMediaType(t *testing.T) {
 	load(t, h)
 	h.Break(hostile.Any, hostile.Retype("text/html"))
 	r, _ := patient(t, t.TempDir())
-	if err := take(t, r, h.Name("1"), small); err != nil {
+	if err := direct.take(t, r, h.Name("1"), small); err != nil {
 		t.Errorf("error = %v", err)
 	}
 }
@@ -217,7 +221,7 @@ func TestTagIsAskedForOnce(t *testing.T) {
 	h := hostile.New(t)
 	load(t, h)
 	r, _ := patient(t, t.TempDir())
-	if err := take(t, r, h.Name("1"), small); err != nil {
+	if err := direct.take(t, r, h.Name("1"), small); err != nil {
 		t.Fatal(err)
 	}
 	requests := h.Requests(hostile.Any)

@@ -26,7 +26,7 @@ func TestTokenExpires(t *testing.T) {
 	login(t, h.Host(), "robot", "the-password")
 	h.Login("robot", "the-password", 3)
 	r, _ := patient(t, t.TempDir())
-	if err := take(t, r, h.Name("1"), img); err != nil {
+	if err := direct.take(t, r, h.Name("1"), img); err != nil {
 		t.Errorf("error = %v", err)
 	}
 	if n := len(h.Requests(hostile.Token)); n < 2 {
@@ -45,7 +45,7 @@ func TestCredentialsStayOutOfErrors(t *testing.T) {
 			`{"errors":[{"code":"UNKNOWN","message":"\u001b[2Jno for %s with the-password"}]}`, token))
 	})
 	r, _ := patient(t, t.TempDir())
-	err := take(t, r, h.Name("1"), small)
+	err := direct.take(t, r, h.Name("1"), small)
 	if !errors.Is(err, ErrRegistry) || !strings.Contains(err.Error(), "no for Bearer … with …") {
 		t.Errorf("error = %v", err)
 	}
@@ -83,7 +83,7 @@ func TestRedirects(t *testing.T) {
 	})
 	login(t, h.Host(), "robot", "the-password")
 	r, _ := patient(t, hostsDir(t, h.Host(), fmt.Sprintf("server = %q\n[host.%q.header]\n  x-secret = \"value\"\n  cookie = \"a=b\"\n", h.URL, h.URL)))
-	if err := take(t, r, h.Name("1"), small); err != nil || len(leaked) != 0 {
+	if err := direct.take(t, r, h.Name("1"), small); err != nil || len(leaked) != 0 {
 		t.Errorf("error = %v, and the place that it leads to got %v", err, leaked)
 	}
 	if n := len(h.Requests(hostile.Pack)); n < 2 {
@@ -96,14 +96,14 @@ func TestRedirects(t *testing.T) {
 		t.Fatal(err)
 	}
 	r, _ = patient(t, hostsDir(t, tls.Host(), fmt.Sprintf("server = %q\nca = %q\n", tls.URL, ca)))
-	if err := take(t, r, tls.Name("1"), small); err != nil {
+	if err := direct.take(t, r, tls.Name("1"), small); err != nil {
 		t.Fatalf("with TLS: %v", err)
 	}
 	for _, kind := range []hostile.Kind{hostile.Tag, hostile.Config, hostile.Pack} {
 		h.Forget()
 		tls.Break(kind, hostile.Redirect(h.URL+"/"))
 		fresh, _ := patient(t, hostsDir(t, tls.Host(), fmt.Sprintf("server = %q\nca = %q\n", tls.URL, ca)))
-		if err := take(t, fresh, tls.Name("1"), small); !errors.Is(err, errPlain) || !errors.Is(err, ErrRegistry) {
+		if err := direct.take(t, fresh, tls.Name("1"), small); !errors.Is(err, errPlain) || !errors.Is(err, ErrRegistry) {
 			t.Errorf("%s: error = %v, want errPlain", kind, err)
 		}
 		if n := len(h.Requests(hostile.Any)); n != 0 {
@@ -118,7 +118,7 @@ func TestRedirects(t *testing.T) {
 		a.Header.Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s/token",service="x"`, h.URL))
 	})
 	fresh, _ := patient(t, hostsDir(t, tls.Host(), fmt.Sprintf("server = %q\nca = %q\n", tls.URL, ca)))
-	if err := take(t, fresh, tls.Name("1"), small); !errors.Is(err, errPlain) || len(h.Requests(hostile.Any)) != 0 {
+	if err := direct.take(t, fresh, tls.Name("1"), small); !errors.Is(err, errPlain) || len(h.Requests(hostile.Any)) != 0 {
 		t.Errorf("a token over plain http: %v, %d requests", err, len(h.Requests(hostile.Any)))
 	}
 }
@@ -142,7 +142,7 @@ func TestCertificatesAreJudgedAtThePresent(t *testing.T) {
 		"before it": {from.Add(-time.Hour), false}, "within": {from.Add(time.Hour), true}, "after it": {until.Add(time.Hour), false},
 	} {
 		r, _ := patient(t, hosts)
-		err := take(t, r.SetTime(func() time.Time { return tt.now }), h.Name("1"), small)
+		err := direct.take(t, r.SetTime(func() time.Time { return tt.now }), h.Name("1"), small)
 		if (err == nil) != tt.fine || err != nil && (!errors.Is(err, ErrRegistry) || !strings.Contains(err.Error(), "expired or is not yet valid")) {
 			t.Errorf("%s: %v, want success: %t", name, err, tt.fine)
 		}
@@ -171,7 +171,7 @@ func TestMirrors(t *testing.T) {
 			spoil(mirror)
 			toml := fmt.Sprintf("server = %q\n[host.%q]\n  capabilities = [\"pull\", \"resolve\"]\n", origin.URL, mirror.URL)
 			r, _ := patient(t, hostsDir(t, origin.Host(), toml))
-			if err := take(t, r, origin.Name("1"), small); err != nil {
+			if err := direct.take(t, r, origin.Name("1"), small); err != nil {
 				t.Errorf("error = %v", err)
 			}
 		})

@@ -125,6 +125,15 @@ func (b *layoutBlobs) Open(ctx context.Context, desc ocispec.Descriptor) (io.Rea
 	return rc, err
 }
 
+// Keep finds out whether the layout has the pack.
+func (b *layoutBlobs) Keep(ctx context.Context, desc ocispec.Descriptor) error {
+	rc, err := b.Open(ctx, desc)
+	if err != nil {
+		return err
+	}
+	return rc.Close()
+}
+
 func (l *Layout) open(_ context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
 	if err := desc.Digest.Validate(); err != nil || desc.Digest.Algorithm() != digest.SHA256 {
 		return nil, fmt.Errorf("%w: %q is no sha256 digest", ErrLayout, desc.Digest)

@@ -260,12 +260,14 @@ func (i Image) Packs() []ocispec.Descriptor { return i.packs }
 // Annotations are for people; nothing is decided on them.
 func (i Image) Annotations() map[string]string { return i.annotations }
 
-// Blobs opens the packs of an image; opening includes fetching. It is used by
-// several goroutines at once.
+// Blobs brings the packs of an image. It is used by several goroutines at once.
 type Blobs interface {
-	// Expect announces how many bytes of packs will be opened.
+	// Expect announces how many bytes of packs will be opened or kept.
 	Expect(total int64)
+	// Open opens a pack, which includes fetching it unless it was kept.
 	Open(ctx context.Context, pack ocispec.Descriptor) (io.ReadCloser, error)
+	// Keep makes sure that a pack is on this machine, also after an interruption.
+	Keep(ctx context.Context, pack ocispec.Descriptor) error
 }
 
 // CompressedSize is the sum of all packs in bytes.

@@ -217,7 +217,7 @@ func (m Machine) reprove(ctx context.Context, found *Slot, sink progress.Sink) (
 	if err != nil {
 		return Result{}, wrap(found.Name, err)
 	}
-	missing, err := slot.Compare(ctx, target, proof.Want(found.Name, verified.Image()), nil, sink)
+	missing, err := slot.Compare(ctx, target, proof.Want(found.Name, verified.Image()), sink)
 	if err == nil && missing.Count() > 0 {
 		err = errors.New("it is no longer whole")
 	}

@@ -102,9 +102,8 @@ func (m *Missing) Count() int { return m.count }
 
 // Compare reads the slot and finds the segments of want that it lacks. It writes
 // nothing. A segment that cannot be read counts as lacking: the write decides
-// whether the medium still works there. lacks, if it is not nil, is told of each
-// lacking segment, in order, as soon as it is known.
-func Compare(ctx context.Context, medium Medium, want Want, lacks func(i int), sink progress.Sink) (*Missing, error) {
+// whether the medium still works there.
+func Compare(ctx context.Context, medium Medium, want Want, sink progress.Sink) (*Missing, error) {
 	name := want.Slot
 	if !name.Holds() {
 		return nil, fmt.Errorf("comparing slot %q: the slots are A and B", name)
@@ -119,9 +118,6 @@ func Compare(ctx context.Context, medium Medium, want Want, lacks func(i int), s
 		if f.err != nil || !f.same {
 			m.lacks[f.segment] = true
 			m.count++
-			if lacks != nil {
-				lacks(f.segment)
-			}
 		} else if f.segment == 0 {
 			// Write zeroes it first and needs it last.
 			m.first = bytes.Clone(f.data)

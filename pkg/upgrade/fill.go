@@ -40,19 +40,20 @@ type filling struct {
 	sink   progress.Sink
 }
 
-// compare finds what the slot lacks, and fetches meanwhile what it was seen to
-// lack.
+// compare finds what the slot lacks.
 func (f filling) compare(ctx context.Context) (*slot.Missing, error) {
-	ahead := assemble.NewAhead(ctx, f.img, f.blobs)
-	missing, err := slot.Compare(ctx, f.medium, proof.Want(f.slot, f.img), ahead.Need, f.sink)
-	if err := errors.Join(err, ahead.Stop()); err != nil {
-		return nil, err
-	}
-	return missing, nil
+	return slot.Compare(ctx, f.medium, proof.Want(f.slot, f.img), f.sink)
 }
 
-// write fills the slot from the packs.
+// write fills the slot from the packs. The slot itself keeps what arrived of an
+// interrupted upgrade, but for its first segment, which it gets last: that one's
+// pack is kept beside it.
 func (f filling) write(ctx context.Context, missing *slot.Missing) (slot.Written, error) {
+	if !missing.Has(0) {
+		if err := f.blobs.Keep(ctx, f.img.Packs()[0]); err != nil {
+			return slot.Written{}, err
+		}
+	}
 	return missing.Write(ctx, func(put func(int, []byte) error) error {
 		return assemble.Segments(ctx, f.img, missing.Has, f.blobs, put)
 	}, f.sink)

@@ -73,7 +73,7 @@ type Machine struct {
 	// Records keeps what each slot should hold, to be proven offline.
 	Records *proof.Store
 	// Ready refuses a machine that could not end what an upgrade begins; nil refuses
-	// none. Room refuses when packs of so many bytes do not fit; nil likewise.
+	// none. Room refuses when so many bytes of packs cannot be kept; nil likewise.
 	Ready func() error
 	Room  func(fetch int64, packs []ocispec.Descriptor) error
 	// CloneEtc copies the /etc of one slot to the other.
@@ -276,7 +276,7 @@ func (r *run) carryOut(ctx context.Context) error {
 	r.result.Fetched = assemble.Size(r.plan.Image(), missing.Has)
 	r.result.Reused = r.plan.Image().Config().Rootfs.Segments() - missing.Count()
 	if r.Room != nil {
-		if err := r.Room(r.result.Fetched, r.plan.Image().Packs()); err != nil {
+		if err := r.Room(r.kept(missing), r.plan.Image().Packs()); err != nil {
 			return err
 		}
 	}
@@ -285,6 +285,18 @@ func (r *run) carryOut(ctx context.Context) error {
 		return assemble.Fetch(ctx, r.plan.Image(), missing.Has, blobs)
 	}
 	return r.stage(ctx, f, missing)
+}
+
+// kept is the number of bytes of packs that the data partition has to take: all
+// that is downloaded ahead of time, or the pack of the segment that is written last.
+func (r *run) kept(missing *slot.Missing) int64 {
+	switch {
+	case r.DownloadOnly:
+		return r.result.Fetched
+	case missing.Has(0):
+		return 0
+	}
+	return r.plan.Image().Packs()[0].Size
 }
 
 // stage writes the slot and makes it the next to boot.

@@ -45,7 +45,7 @@ type bench struct {
 	machine upgrade.Machine
 	steps   []string
 	mu      sync.Mutex
-	opened  int // packs
+	opened  int // packs, or kept
 	release int
 }
 
@@ -146,6 +146,13 @@ func (f faulty) Open(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, 
 		return nil, err
 	}
 	return f.Blobs.Open(ctx, d)
+}
+
+func (f faulty) Keep(ctx context.Context, d ocispec.Descriptor) error {
+	if err := f.note(d); err != nil {
+		return err
+	}
+	return f.Blobs.Keep(ctx, d)
 }
 
 func (f faulty) note(d ocispec.Descriptor) error {
