@@ -101,8 +101,11 @@ func (f facts) usersOf(sysDir string) []string {
 	number := readLine(filepath.Join(sysDir, "dev"))
 	device := "/dev/" + ueventValue(sysDir, "DEVNAME")
 	var users []string
-	for _, point := range f.mountPoints(number) {
+	for _, point := range f.mountPoints("self", number) {
 		users = append(users, fmt.Sprintf("%s is mounted on %s", device, point))
+	}
+	if len(users) == 0 {
+		users = f.mountedElsewhere(device, number)
 	}
 	if slices.Contains(f.swaps(), device) {
 		users = append(users, device+" is swap")
@@ -115,16 +118,39 @@ func (f facts) usersOf(sysDir string) []string {
 }
 
 // mountPoints returns where the device with this major:minor is mounted, in
-// this mount namespace. The format is that of proc_pid_mountinfo(5).
-func (f facts) mountPoints(number string) []string {
+// the mount namespace of a process. The format is that of proc_pid_mountinfo(5).
+func (f facts) mountPoints(process, number string) []string {
 	var points []string
-	for _, line := range readLines(filepath.Join(f.proc, "self/mountinfo")) {
+	for _, line := range readLines(filepath.Join(f.proc, process, "mountinfo")) {
 		fields := strings.Fields(line)
 		if len(fields) > 4 && number != "" && fields[2] == number {
 			points = append(points, unescapeMount(fields[4]))
 		}
 	}
 	return points
+}
+
+// mountedElsewhere names a process for each other mount namespace that has the
+// device: a service with namespaces of its own (systemd.exec(5), PrivateMounts)
+// keeps what was mounted when it started, also after it was unmounted here.
+func (f facts) mountedElsewhere(device, number string) []string {
+	own, _ := os.Readlink(filepath.Join(f.proc, "self/ns/mnt"))
+	seen := []string{own}
+	processes, _ := filepath.Glob(filepath.Join(f.proc, "[0-9]*"))
+	var users []string
+	for _, process := range processes {
+		namespace, err := os.Readlink(filepath.Join(process, "ns/mnt"))
+		if err != nil || slices.Contains(seen, namespace) {
+			continue
+		}
+		seen = append(seen, namespace)
+		pid := filepath.Base(process)
+		for _, point := range f.mountPoints(pid, number) {
+			users = append(users, fmt.Sprintf("%s is mounted on %s for process %s (%s) only",
+				device, point, pid, readLine(filepath.Join(process, "comm"))))
+		}
+	}
+	return users
 }
 
 func (f facts) swaps() []string {

@@ -137,4 +137,20 @@ func TestBlockUsers(t *testing.T) {
 	if got := f.usersOfNumber(unix.Mkdev(99, 2)); got != nil {
 		t.Errorf("users of a device that is not there: %v", got)
 	}
+	// A service keeps a mount that ended here; its other process adds nothing.
+	for pid, namespace := range map[string]string{"self": "mnt:[1]", "7": "mnt:[1]", "41": "mnt:[2]", "42": "mnt:[2]"} {
+		process := filepath.Join(proc, pid)
+		if err := errors.Join(os.MkdirAll(filepath.Join(process, "ns"), 0o755), os.Symlink(namespace, filepath.Join(process, "ns/mnt")),
+			os.WriteFile(filepath.Join(process, "mountinfo"), []byte("22 1 8:2 / /data rw - ext4 /dev/vda2 rw\n"), 0o644),
+			os.WriteFile(filepath.Join(process, "comm"), []byte("sleeper\n"), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(proc, "self/mountinfo"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	want = []string{"/dev/vda2 is mounted on /data for process 41 (sleeper) only"}
+	if diff := cmp.Diff(want, f.usersOfNumber(unix.Mkdev(8, 2))); diff != "" {
+		t.Error(diff)
+	}
 }
