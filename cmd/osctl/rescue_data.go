@@ -97,6 +97,9 @@ func (m *machine) withoutData(named string, use func(device string) error) (err 
 			}()
 		}
 	}
+	if _, err := os.Stat(path); err != nil {
+		return storageError{err}
+	}
 	return use(path)
 }
 
