@@ -16,6 +16,8 @@ type realMachine struct {
 	*testing.T
 	root, image string
 	loop        string
+	// readOnly is that the kernel mounts an overlay on the data partition read-only.
+	readOnly bool
 }
 
 // newRealMachine formats the data partition with a command, FILE standing for it.
@@ -82,6 +84,9 @@ func (m *realMachine) boot(kind string, flags ...string) Report {
 		case name == "/proc" || name == "/sys" || name == "/dev":
 			return nil
 		default:
+			if m.readOnly && strings.Contains(data, "upperdir="+m.root+"/data/") {
+				flags |= unix.MS_RDONLY
+			}
 			return unix.Mount(source, target, fstype, flags, data)
 		}
 	}
@@ -145,6 +150,11 @@ func TestDataPartitions(t *testing.T) {
 			format: []string{"mkfs.ext4", "-q", "FILE"}, flags: []string{"-r"}, etc: FromMemory, files: configured,
 			want: "mounting /data: it is mounted read-only: ",
 		},
+		"read-only with a journal": {
+			format: []string{"mkfs.ext4", "-q", "FILE"}, flags: []string{"-r"}, etc: FromMemory, files: configured,
+			spoil: func(m *realMachine) { m.leaveJournal() },
+			want:  "mounting /data: it is mounted read-only: ",
+		},
 		"read-only btrfs": {
 			format: []string{"mkfs.btrfs", "-q", "FILE"}, flags: []string{"-r"}, etc: FromMemory, files: configured,
 			want: "mounting /data: it is mounted read-only: ",
@@ -197,6 +207,37 @@ func TestDataPartitions(t *testing.T) {
 			}
 		})
 	}
+}
+
+// leaveJournal leaves the data partition as after a cut: with a journal to replay.
+func (m *realMachine) leaveJournal() {
+	m.Helper()
+	m.attach()
+	dir := filepath.Join(m.TempDir(), "data")
+	must(m.T, os.Mkdir(dir, 0o755), unix.Mount(m.loop, dir, "ext4", 0, ""), os.WriteFile(filepath.Join(dir, "new"), []byte("x"), 0o600))
+	unix.Sync()
+	cut := m.image + ".cut"
+	run(m.T, "cp", "--sparse=always", m.image, cut)
+	must(m.T, unix.Unmount(dir, 0))
+	m.detach()
+	must(m.T, os.Rename(cut, m.image))
+}
+
+// TestReadOnlyOverlay: the slot's own /etc, mounted read-only, gives way to one in
+// memory above it.
+func TestReadOnlyOverlay(t *testing.T) {
+	m := newRealMachine(t, "mkfs.ext4", "-q", "FILE")
+	m.boot("committed")
+	m.configure()
+	m.shutDown()
+	m.readOnly = true
+	r := m.boot("committed")
+	defer m.shutDown()
+	if got := m.problems(r); r.Etc != FromMemory || r.Data != Writable || !strings.Contains(got, "came up read-only") {
+		t.Errorf("report %+v", r)
+	}
+	m.want(configured)
+	must(t, os.WriteFile(filepath.Join(m.root, "etc/new"), []byte("x"), 0o600))
 }
 
 // TestOverlayCameUpReadOnly: such an overlay is taken away again, with a reason.
