@@ -72,6 +72,9 @@ func TestSchemaFields(t *testing.T) {
 			return
 		}
 		want := map[reflect.Kind]string{reflect.String: "string", reflect.Int: "integer", reflect.Bool: "boolean", reflect.Slice: "array", reflect.Struct: "object"}[typ.Kind()]
+		if typ == reflect.TypeFor[config.Duration]() {
+			want = "string"
+		}
 		if typ == reflect.TypeFor[config.Time]() {
 			want = "string"
 			if n.Format != "date-time" {
@@ -220,29 +223,35 @@ func TestSchemaAgreesWithOsctl(t *testing.T) {
 
 		head + keys + rule + "    annotations: [stage=released]\n": true,
 
-		head:                                                         false,
-		head + "keys: []\n":                                          false,
-		head + keys + "rules: []\n":                                  false,
-		head + keys + "rules:\n":                                     false,
-		head + keys + "allowDowngrade: true\n":                       true,
-		head + keys + "allowDowngrade: maybe\n":                      false,
-		head + keys + "allowUnsigned: true\n":                        false,
-		head + keys + "    notAfter: 2027\n":                         false,
-		head + keys + "    notAfter:\n":                              false,
-		head + keys + "    file: x.pub\n":                            false,
-		head + "keys: [{name: one}]\n":                               false,
-		head + "keys: [{file: one.pub}]\n":                           false,
-		head + keys + rule + "    annotations: []\n":                 false,
-		head + keys + rule + "    annotations:\n":                    false,
-		head + keys + rule + "    threshold: 0\n":                    false,
-		head + keys + rule + "    threshold:\n":                      false,
-		head + keys + rule + "    threshold: x\n":                    false,
-		head + keys + rule + "    product: \"\"\n":                   false,
-		head + keys + rule + "    repository:\n":                     false,
-		head + keys + rule + "    tag: x\n":                          false,
-		head + keys + "revoked: {names: [one]}\n":                    false,
-		"apiVersion: v2\nkind: Policy\n" + keys:                      false,
-		"apiVersion: osctl.kapernikov.com/v1\nkind: Config\n" + keys: false,
+		head:                        false,
+		head + "keys: []\n":         false,
+		head + keys + "rules: []\n": false,
+		head + keys + "rules:\n":    false,
+		head + keys + "channels: [{repository: h/os, keys: [one], threshold: 1, maxAge: 72h}]\n": true,
+		head + keys + "channels: []\n":                                              false,
+		head + keys + "channels: [{keys: [one]}]\n":                                 false,
+		head + keys + "channels: [{repository: h/os, keys: []}]\n":                  false,
+		head + keys + "channels: [{repository: h/os, keys: [one], threshold: 0}]\n": false,
+		head + keys + "channels: [{repository: h/os, keys: [one], maxAge: soon}]\n": false,
+		head + keys + "allowDowngrade: true\n":                                      true,
+		head + keys + "allowDowngrade: maybe\n":                                     false,
+		head + keys + "allowUnsigned: true\n":                                       false,
+		head + keys + "    notAfter: 2027\n":                                        false,
+		head + keys + "    notAfter:\n":                                             false,
+		head + keys + "    file: x.pub\n":                                           false,
+		head + "keys: [{name: one}]\n":                                              false,
+		head + "keys: [{file: one.pub}]\n":                                          false,
+		head + keys + rule + "    annotations: []\n":                                false,
+		head + keys + rule + "    annotations:\n":                                   false,
+		head + keys + rule + "    threshold: 0\n":                                   false,
+		head + keys + rule + "    threshold:\n":                                     false,
+		head + keys + rule + "    threshold: x\n":                                   false,
+		head + keys + rule + "    product: \"\"\n":                                  false,
+		head + keys + rule + "    repository:\n":                                    false,
+		head + keys + rule + "    tag: x\n":                                         false,
+		head + keys + "revoked: {names: [one]}\n":                                   false,
+		"apiVersion: v2\nkind: Policy\n" + keys:                                     false,
+		"apiVersion: osctl.kapernikov.com/v1\nkind: Config\n" + keys:                false,
 	} {
 		name := filepath.Join(t.TempDir(), "policy.yaml")
 		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {

@@ -17,6 +17,7 @@ import (
 	"github.com/kapernikov/osctl/pkg/artifact"
 	"github.com/kapernikov/osctl/pkg/assemble"
 	"github.com/kapernikov/osctl/pkg/boot"
+	"github.com/kapernikov/osctl/pkg/channel"
 	"github.com/kapernikov/osctl/pkg/config"
 	"github.com/kapernikov/osctl/pkg/device"
 	"github.com/kapernikov/osctl/pkg/disk"
@@ -104,6 +105,7 @@ func refusalRules() []rule {
 		{is(context.Canceled), exitFailed, "interrupted; the same command goes on where it stopped"},
 		{notRoot, exitFailed, "run as root"},
 		{as[*trust.Refusal](), exitPolicy, ""},
+		{as[*channel.Refusal](), exitPolicy, ""},
 		{is(config.ErrNoPolicy), exitPolicy, ""},
 		{as[policyError](), exitPolicy, "correct the policy: without a usable one nothing is installed"},
 		{is(trust.ErrPolicy), exitPolicy, "correct the policy: without a usable one nothing is installed"},

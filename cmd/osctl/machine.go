@@ -202,8 +202,12 @@ func (m *machine) upgrade(reference string) (upgrade.Machine, error) {
 		return upgrade.Machine{}, err
 	}
 	v := policy.Under(circumstances(reference, m.passed()...))
+	guard, err := policy.channel(reference, m.config.Product, m.passed()...)
+	if err != nil {
+		return upgrade.Machine{}, err
+	}
 	return upgrade.Machine{
-		Booted: m.booted.Slot,
+		Booted: m.booted.Slot, Channel: guard,
 		Facts: admit.Machine{
 			Product: m.config.Product, Architecture: device.Architecture(), Version: m.version(),
 			Downgrade: admit.Downgrade{Permitted: policy.AllowDowngrade},

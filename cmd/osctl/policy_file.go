@@ -2,12 +2,14 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"runtime/debug"
 	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/kapernikov/osctl/pkg/channel"
 	"github.com/kapernikov/osctl/pkg/clock"
 	"github.com/kapernikov/osctl/pkg/config"
 	"github.com/kapernikov/osctl/pkg/device"
@@ -34,7 +36,55 @@ func loadPolicy(files ...string) (policyFile, error) {
 		p.Rules = append(p.Rules, trust.PolicyRule(r))
 	}
 	v, err := usable(f, p, "")
-	return policyFile{f, v}, err
+	if err != nil {
+		return policyFile{f, v}, err
+	}
+	loaded := policyFile{f, v}
+	for i := range f.Channels {
+		if _, err := loaded.channelVerifier(i); err != nil {
+			return policyFile{}, err
+		}
+	}
+	return loaded, nil
+}
+
+// channelVerifier judges statements by an entry of the list of channels.
+func (f policyFile) channelVerifier(i int) (*trust.Verifier, error) {
+	c := f.Channels[i]
+	p := trust.Policy{Keys: trustKeys(f.PolicyFile.Keys), Revoked: revoked(f.PolicyFile)}
+	p.Rules = []trust.PolicyRule{{Name: "channel", Repository: c.Repository, Keys: c.Keys, Threshold: c.Threshold}}
+	v, err := trust.New(p)
+	if at := (*trust.PolicyError)(nil); errors.As(err, &at) {
+		at.Field = fmt.Sprintf("channels[%d]", i) + strings.TrimPrefix(at.Field, "rules[0]")
+		err = f.Blame(at.Field, err)
+	}
+	if err != nil {
+		return nil, policyError{err}
+	}
+	return v, nil
+}
+
+// channel is what the policy asks of a reference by tag; nil if nothing.
+func (f policyFile) channel(reference, product string, passed ...time.Time) (*channel.Guard, error) {
+	tag := tagOf(reference)
+	if tag == "" {
+		return nil, nil
+	}
+	repository := repositoryOf(reference)
+	for i, c := range f.Channels {
+		if !trust.MatchRepository(c.Repository, repository) {
+			continue
+		}
+		v, err := f.channelVerifier(i)
+		if err != nil {
+			return nil, err
+		}
+		return &channel.Guard{
+			Repository: repository, Channel: tag, Product: product, MaxAge: time.Duration(c.MaxAge),
+			Verifier: v.Under(circumstances(reference, passed...)), Now: present(passed...).Now,
+		}, nil
+	}
+	return nil, nil
 }
 
 // rescue is the policy's own rule for the rescue partition. What is revoked is

@@ -89,13 +89,9 @@ from COSIGN_PASSWORD or from a prompt.
 }
 
 func runSign(ctx context.Context, o signOptions, s streams) error {
-	text, err := os.ReadFile(o.key)
+	key, err := loadKey(o.key, s)
 	if err != nil {
-		return fmt.Errorf("reading the key: %w", err)
-	}
-	key, err := publish.LoadKey(text, func() ([]byte, error) { return password(s) })
-	if err != nil {
-		return fmt.Errorf("reading %s: %w", o.key, err)
+		return err
 	}
 	signed, err := publish.Sign(ctx, o.target, key, publish.Options{PlainHTTP: o.plainHTTP})
 	if err != nil {
@@ -107,6 +103,19 @@ func runSign(ctx context.Context, o signOptions, s streams) error {
 	}
 	_, err = fmt.Fprintf(s.out, "%s is signed%s\n  signature  %s\n", signed.Digest, note, signed.Tag)
 	return err
+}
+
+// loadKey reads a private key, with its password.
+func loadKey(name string, s streams) (*publish.Key, error) {
+	text, err := os.ReadFile(name)
+	if err != nil {
+		return nil, fmt.Errorf("reading the key: %w", err)
+	}
+	key, err := publish.LoadKey(text, func() ([]byte, error) { return password(s) })
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", name, err)
+	}
+	return key, nil
 }
 
 // password comes from cosign's variable, which may be set and empty, or from a

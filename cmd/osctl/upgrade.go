@@ -106,10 +106,16 @@ func (o upgradeOptions) checkFlags() error {
 	case (o.check || o.downloadOnly) && o.reboot:
 		return usageError{errors.New("--reboot goes with an installation")}
 	}
-	if o.digest != "" {
-		if err := digest.Digest(o.digest).Validate(); err != nil || !strings.HasPrefix(o.digest, "sha256:") {
-			return usageError{fmt.Errorf("--digest %q: expected is sha256: and 64 hexadecimal digits", o.digest)}
-		}
+	return checkDigestFlag(o.digest)
+}
+
+// checkDigestFlag checks the value of a --digest.
+func checkDigestFlag(value string) error {
+	if value == "" {
+		return nil
+	}
+	if err := digest.Digest(value).Validate(); err != nil || !strings.HasPrefix(value, "sha256:") {
+		return usageError{fmt.Errorf("--digest %q: expected is sha256: and 64 hexadecimal digits", value)}
 	}
 	return nil
 }
@@ -223,6 +229,14 @@ func repositoryOf(ref string) string {
 		ref = ref[:colon]
 	}
 	return ref
+}
+
+// tagOf is the tag of a reference that has one and no digest.
+func tagOf(ref string) string {
+	if strings.Contains(ref, "@") {
+		return ""
+	}
+	return strings.TrimPrefix(ref[len(repositoryOf(ref)):], ":")
 }
 
 // upgradeResult is the answer of upgrade --json and check --json.

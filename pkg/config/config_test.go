@@ -108,7 +108,7 @@ func TestLoadPolicyRefuses(t *testing.T) {
 		"either file or pem":      policyHead + "keys: [{name: x}]\n",
 		"rescue[0]: key x: ":      policyHead + "keys: [{name: x, pem: y}]\nrescue: [{name: x, file: gone.pub}]\n",
 		"no such file":            policyHead + "keys: [{name: x, file: gone.pub}]\n",
-		":3:1: unknown key \"allowUnsigned\"; allowed here: allowDowngrade, apiVersion, keys, kind, rescue, revoked, rules": policyHead + "allowUnsigned: true\nkeys: [{name: x, pem: y}]\n",
+		":3:1: unknown key \"allowUnsigned\"; allowed here: allowDowngrade, apiVersion, channels, keys, kind, rescue, revoked, rules": policyHead + "allowUnsigned: true\nkeys: [{name: x, pem: y}]\n",
 		"kind \"\"":                                             "apiVersion: osctl.kapernikov.com/v1\n",
 		":4:8: rules: the list is empty, so":                    policyHead + keysLine + "rules:\n",
 		":4:8: rules: the list is empty":                        policyHead + keysLine + "rules: []\n",

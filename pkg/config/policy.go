@@ -26,6 +26,9 @@ type Policy struct {
 	// Rescue are the keys whose signatures count for the rescue partition, and for
 	// nothing else; without any, nothing is accepted there.
 	Rescue []Key `yaml:"rescue"`
+	// Channels are the repositories whose tags are followed only as far as a signed
+	// statement goes; the first that matches counts.
+	Channels []Channel `yaml:"channels"`
 	// AllowDowngrade permits osctl upgrade --allow-downgrade.
 	AllowDowngrade bool `yaml:"allowDowngrade"`
 }
@@ -50,6 +53,15 @@ type Rule struct {
 	Threshold int `yaml:"threshold"`
 	// Annotations are claims as name=value.
 	Annotations []string `yaml:"annotations"`
+}
+
+// Channel says whose statements count for the tags of which repositories.
+type Channel struct {
+	Repository string   `yaml:"repository"`
+	Keys       []string `yaml:"keys"`
+	// Threshold is 0 where the file has none, and so is MaxAge.
+	Threshold int      `yaml:"threshold"`
+	MaxAge    Duration `yaml:"maxAge"`
 }
 
 // Revoked is what no rule can make good.
@@ -158,6 +170,28 @@ func (f PolicyFile) check() error {
 		case r.Threshold < 1 && f.document.has(at+"threshold"):
 			return complain(at+"threshold", fmt.Sprintf("%d; expected is the number of different keys that must have signed, 1 or more", r.Threshold))
 		}
+	}
+	return f.checkChannels()
+}
+
+// checkChannels does the same for the list of channels.
+func (f PolicyFile) checkChannels() error {
+	complain := func(field, text string) error { return f.Blame(field, errors.New(field+": "+text)) }
+	for i, c := range f.Channels {
+		at := fmt.Sprintf("channels[%d].", i)
+		switch {
+		case c.Repository == "":
+			return complain(at+"repository", "it is missing or empty; for all repositories of a host write host/**")
+		case len(c.Keys) == 0:
+			return complain(at+"keys", "the list is empty, so no tag could be followed")
+		case c.Threshold < 1 && f.document.has(at+"threshold"):
+			return complain(at+"threshold", fmt.Sprintf("%d; expected is the number of different keys that must have signed, 1 or more", c.Threshold))
+		case c.MaxAge <= 0 && f.document.has(at+"maxAge"):
+			return complain(at+"maxAge", "it has no value; expected is "+c.MaxAge.spelling())
+		}
+	}
+	if len(f.Channels) == 0 && f.document.has("channels") {
+		return complain("channels", "the list is empty; leave it out if no tag needs a statement")
 	}
 	return nil
 }

@@ -61,6 +61,8 @@ type source interface {
 	opener
 	// signatures finds the manifests that hold cosign signatures of a digest.
 	signatures(ctx context.Context, image digest.Digest) ([]ocispec.Descriptor, error)
+	// tagged finds what another tag of the same place leads to.
+	tagged(ctx context.Context, tag string) (ocispec.Descriptor, error)
 	// blobs opens packs; what it fetches is kept until release.
 	blobs(ctx context.Context, image digest.Digest, sink progress.Sink) (osimage.Blobs, error)
 	release(ctx context.Context) error

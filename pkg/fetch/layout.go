@@ -75,8 +75,9 @@ func (l *Layout) Close() error { return l.files.Close() }
 func (l *Layout) Resolve(_ context.Context, want string) (Ref, error) {
 	var found []ocispec.Descriptor
 	for _, d := range l.index.Manifests {
-		isSignature := strings.HasSuffix(d.Annotations[ocispec.AnnotationRefName], ".sig")
-		if !isSignature && (want == "" || d.Digest.String() == want) {
+		name := d.Annotations[ocispec.AnnotationRefName]
+		beside := strings.HasSuffix(name, ".sig") || strings.HasSuffix(name, osimage.ChannelTag(""))
+		if !beside && (want == "" || d.Digest.String() == want) {
 			found = append(found, d)
 		}
 	}

@@ -98,6 +98,14 @@ type Failure struct {
 	At      time.Time `json:"at"`
 }
 
+// Sighting is what is remembered of the newest statement of a channel, so that no
+// older one is accepted after it.
+type Sighting struct {
+	Issued  time.Time `json:"issued"`
+	Expires time.Time `json:"expires"`
+	Digest  string    `json:"digest"` // of the image at the head
+}
+
 // Event is one line of the history.
 type Event struct {
 	At      time.Time   `json:"at"`
@@ -116,9 +124,11 @@ type Ledger struct {
 	// Passed is the latest moment that has certainly passed, by what somebody signed:
 	// the newest creation time of what was committed here. No clock of this machine
 	// takes part. It never goes back.
-	Passed  time.Time `json:"passed,omitzero"`
-	Failed  []Failure `json:"failed,omitempty"`
-	History []Event   `json:"history,omitempty"`
+	Passed time.Time `json:"passed,omitzero"`
+	// Channels are the newest statements that were accepted, by repository:tag.
+	Channels map[string]Sighting `json:"channels,omitempty"`
+	Failed   []Failure           `json:"failed,omitempty"`
+	History  []Event             `json:"history,omitempty"`
 }
 
 // Slot returns the entry of a slot, or nil.
@@ -167,6 +177,17 @@ func (l *Ledger) Commit(s device.Slot, at time.Time) error {
 	l.Floor = floor
 	l.Pass(e.Created)
 	return nil
+}
+
+// See remembers a statement of a channel, and that its moment has passed.
+func (l *Ledger) See(channel string, s Sighting) {
+	if l.Channels == nil {
+		l.Channels = map[string]Sighting{}
+	}
+	if l.Channels[channel].Issued.Before(s.Issued) {
+		l.Channels[channel] = s
+	}
+	l.Pass(s.Issued)
 }
 
 // Pass notes a moment that has certainly passed.

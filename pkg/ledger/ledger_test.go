@@ -102,6 +102,19 @@ func TestPassedRisesAtCommitOnly(t *testing.T) {
 	}
 }
 
+// The newest statement of each channel stays, whatever comes after it.
+func TestSee(t *testing.T) {
+	l := fresh(t, "1.0", 1)
+	newest := Sighting{Issued: now, Expires: now.Add(time.Hour), Digest: "sha256:b"}
+	l.See("r/os:stable", newest)
+	l.See("r/os:stable", Sighting{Issued: now.Add(-time.Second), Digest: "sha256:a"})
+	l.See("r/os:stable", Sighting{Issued: now, Digest: "sha256:c"})
+	l.See("r/os:beta", Sighting{Issued: now.Add(-time.Hour), Digest: "sha256:d"})
+	if diff := cmp.Diff(newest, l.Channels["r/os:stable"]); diff != "" || len(l.Channels) != 2 || !l.Passed.Equal(now) {
+		t.Errorf("channels %v, passed %s: %s", l.Channels, l.Passed, diff)
+	}
+}
+
 func TestStore(t *testing.T) {
 	s := Open(filepath.Join(t.TempDir(), "osctl"))
 	if l, err := s.Load(); err != nil || len(l.Slots) != 0 {

@@ -14,6 +14,7 @@ import (
 	"github.com/kapernikov/osctl/pkg/admit"
 	"github.com/kapernikov/osctl/pkg/assemble"
 	"github.com/kapernikov/osctl/pkg/boot"
+	"github.com/kapernikov/osctl/pkg/channel"
 	"github.com/kapernikov/osctl/pkg/device"
 	"github.com/kapernikov/osctl/pkg/health"
 	"github.com/kapernikov/osctl/pkg/ledger"
@@ -65,8 +66,11 @@ type Machine struct {
 	// OpenSlot opens the inactive slot.
 	OpenSlot func(device.Slot) (Target, error)
 	Verifier Verifier
-	Boot     bootState
-	Ledger   *ledger.Store
+	// Channel is what the policy asks of the tag that the offer was named by; nil asks
+	// nothing.
+	Channel *channel.Guard
+	Boot    bootState
+	Ledger  *ledger.Store
 	// Committed are the floors that the committed slots themselves tell: the second
 	// place where the floor is kept, beside the ledger.
 	Committed []ledger.Floor
@@ -187,18 +191,24 @@ func (r *run) vouch(ctx context.Context, reference string) (trust.Verified, erro
 
 // decide settles whether the offered image may be installed.
 func (r *run) decide(ctx context.Context) error {
-	verified, err := r.vouch(ctx, r.offer.Name())
-	if err != nil {
-		return err
-	}
-	img := r.result.Image
 	l, err := r.Ledger.Load()
 	if err != nil && !errors.Is(err, ledger.ErrCorrupt) {
 		return err
 	}
 	if err != nil {
-		r.Log.Warn("the ledger is lost; the floor is the running version", "error", err)
+		r.Log.Warn("the ledger is lost; the floor is that of the committed slots", "error", err)
 	}
+	if r.known(l) {
+		return nil
+	}
+	if err := r.follow(ctx, l); err != nil {
+		return err
+	}
+	verified, err := r.vouch(ctx, r.offer.Name())
+	if err != nil {
+		return err
+	}
+	img := r.result.Image
 	if running := l.Slot(r.Booted); running != nil && running.Digest == img.Digest().String() {
 		r.result.Outcome = UpToDate
 		return nil

@@ -225,6 +225,7 @@ func TestHostileRegistry(t *testing.T) {
 		}
 		s.tagMoves(t)
 		s.places(t)
+		s.channels(t)
 	})
 	t.Log("\n" + table(outcomes))
 }
