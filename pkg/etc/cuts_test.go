@@ -2,6 +2,7 @@ package etc
 
 import (
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -93,12 +94,17 @@ func (r recordedReset) explore(t *testing.T) {
 	}
 	seen, failed := map[[sha256.Size]byte]bool{}, 0
 	counts, err := model.Explore(r.log.Base, r.log.Ops, b, func(s model.State, c model.Cut) error {
-		if key := s.Hash(r.world.List()...); !seen[key] {
+		key, err := s.Hash(r.world.List()...), error(nil)
+		if !seen[key] {
 			seen[key] = true
-			if err := r.judge(s); err != nil {
-				if failed++; failed <= 3 {
-					t.Errorf("%v: %v", c, err)
-				}
+			err = r.judge(s)
+		}
+		if c.Before == "the end" {
+			err = errors.Join(err, r.ended(s))
+		}
+		if err != nil {
+			if failed++; failed <= 3 {
+				t.Errorf("%v: %v", c, err)
 			}
 		}
 		return nil
@@ -108,6 +114,17 @@ func (r recordedReset) explore(t *testing.T) {
 	if len(seen) < 20 {
 		t.Errorf("%d states only", len(seen))
 	}
+}
+
+// ended holds that no order stands when the system begins to run: carried out again,
+// it would take away what is changed from then on.
+func (r recordedReset) ended(s model.State) error {
+	for _, names := range [][]string{{"osctl", "reset.json"}, {"etc", "A", "reset.json"}, {"etc", "B", "reset.json"}} {
+		if s.Look(r.world.Nodes["data"], names...) != nil {
+			return fmt.Errorf("%s stands after it was carried out", filepath.Join(names...))
+		}
+	}
+	return nil
 }
 
 // judge looks at one state, and lets the machine boot from it.

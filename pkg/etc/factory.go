@@ -117,9 +117,6 @@ func (f factory) carryOut(order FactoryReset) error {
 			return err
 		}
 	}
-	if err := syncFileSystem(f.data); err != nil {
-		return err
-	}
 	failed := f.emptyTrash()
 	for _, slot := range []device.Slot{device.SlotA, device.SlotB} {
 		if err := f.resetSlot(slot); err != nil {
