@@ -5,16 +5,20 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/kapernikov/osctl/pkg/admit"
+	"github.com/kapernikov/osctl/pkg/config"
 	"github.com/kapernikov/osctl/pkg/device"
+	"github.com/kapernikov/osctl/pkg/disk"
 	"github.com/kapernikov/osctl/pkg/etc"
 	"github.com/kapernikov/osctl/pkg/fetch"
 	"github.com/kapernikov/osctl/pkg/proof"
@@ -140,6 +144,26 @@ func (o rescueOptions) inRescue(s streams) (*machine, error) {
 	return m, nil
 }
 
+// oneDisk holds that no second disk carries the names of this machine's partitions.
+// No slot runs, so nothing tells which disk is this machine's, and what is written to
+// the other one is another machine's.
+func (m *machine) oneDisk() error {
+	labels := map[string]string{
+		device.SlotA.Label(): m.config.Slots.A, device.SlotB.Label(): m.config.Slots.B,
+		disk.LabelBoot: m.config.BootedSlot, disk.LabelData: m.config.BootedSlot, // where init mounts them
+	}
+	for _, label := range slices.Sorted(maps.Keys(labels)) {
+		if labels[label] != config.Auto {
+			continue
+		}
+		_, err := disk.FindPartition(label)
+		if _, several := errors.AsType[*disk.AmbiguousError](err); several {
+			return storageError{fmt.Errorf("finding this machine's disk: %w", err)}
+		}
+	}
+	return nil
+}
+
 // rescue is what rescue needs of this machine.
 func (m *machine) rescue() (rescue.Machine, error) {
 	// A policy that cannot be used is an error now, not one of each attempt.
@@ -235,6 +259,9 @@ func runRescueRepair(ctx context.Context, o rescueOptions, s streams) (err error
 	if err != nil {
 		return err
 	}
+	if err := m.oneDisk(); err != nil {
+		return err
+	}
 	deps, err := m.rescue()
 	if err != nil {
 		return err
@@ -294,6 +321,9 @@ func (m *machine) repaired(s streams, r rescue.Result) error {
 func runRescueAuto(ctx context.Context, o rescueOptions, s streams) error {
 	m, err := o.inRescue(s)
 	if err != nil {
+		return err
+	}
+	if err := m.oneDisk(); err != nil {
 		return err
 	}
 	deps, err := m.rescue()

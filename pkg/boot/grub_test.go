@@ -231,6 +231,28 @@ func TestGrubOldFormats(t *testing.T) {
 	}
 }
 
+// TestGrubTornOldFormat: a copy in the older format with numbers that was torn
+// between them, or has only one of them, is worthless to GRUB and to user space.
+func TestGrubTornOldFormat(t *testing.T) {
+	needTools(t)
+	t.Parallel()
+	m, user := newMachine(t, "ab"), newStore(t, nil, nil)
+	now := committed(slotB)
+	for _, vars := range []string{
+		"seq=8 ustate=1 rootfs=A boot_counter=3 end=9", "seq=9 ustate=1 rootfs=A boot_counter=3 end=8",
+		"seq=8 ustate=1 rootfs=A boot_counter=3", "ustate=1 rootfs=A boot_counter=3 end=8",
+	} {
+		for i := range 2 {
+			good := block(t, 7, now)
+			copies := [2][]byte{good, good}
+			copies[i] = oldFormat{vars: vars}.encode(t)
+			m.set(0, copies[0])
+			m.set(1, copies[1])
+			m.counts(fmt.Sprintf("%s in copy %d", vars, i), user, copies, record{7, now})
+		}
+	}
+}
+
 // TestGrubDisk: the disk is the one that GRUB came from, under any name.
 func TestGrubDisk(t *testing.T) {
 	needTools(t)

@@ -82,15 +82,30 @@ func copySlot(disk string) (err error) {
 	return err
 }
 
-// trialOfB is a boot state that has slot B on trial, as GRUB reads it.
-func trialOfB(tries int) string {
-	text := fmt.Sprintf("# GRUB Environment Block\nseq=900\nustate=1\nrootfs=B\nboot_counter=%d\nrung=0\nother=0\nend=900\n", tries)
+// bootState is a boot state as GRUB reads it: that of an installation, but for what
+// is given.
+func bootState(ustate int, rootfs string, tries, rung int) string {
+	text := fmt.Sprintf("# GRUB Environment Block\nseq=900\nustate=%d\nrootfs=%s\nboot_counter=%d\nrung=%d\nother=0\nend=900\n", ustate, rootfs, tries, rung)
 	return text + strings.Repeat("#", 1024-len(text))
+}
+
+// setEnv writes a boot state onto the disk of a machine that does not run.
+func (s *Site) setEnv(ctx context.Context, state string) error {
+	env := filepath.Join(s.dir, "env")
+	if err := os.WriteFile(env, []byte(state), 0o600); err != nil {
+		return err
+	}
+	for _, name := range []string{"a", "b"} {
+		if err := s.quiet(ctx, "mcopy", "-o", "-i", s.Disk()+"@@1M", env, "::/osctl/"+name+"/grubenv"); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // arm puts slot B on trial by hand: how osctl does it is another test's business.
 func (l *ladder) arm(ctx context.Context, tries int) error {
-	env := base64.StdEncoding.EncodeToString([]byte(trialOfB(tries)))
+	env := base64.StdEncoding.EncodeToString([]byte(bootState(1, "B", tries, 0)))
 	_, err := l.run(ctx, "for c in a b; do echo "+env+" | base64 -d | dd of=/efi/osctl/$c/grubenv conv=notrunc status=none; done; sync", 0)
 	return err
 }
@@ -121,15 +136,8 @@ func (l *ladder) tryAndReturn(ctx context.Context, wrong string) error {
 }
 
 func (l *ladder) kernelMissing(ctx context.Context) error {
-	esp := l.Site.Disk() + "@@1M"
-	env := filepath.Join(l.Site.dir, "env")
-	if err := os.WriteFile(env, []byte(trialOfB(3)), 0o600); err != nil {
+	if err := l.Site.setEnv(ctx, bootState(1, "B", 3, 0)); err != nil {
 		return err
-	}
-	for _, name := range []string{"a", "b"} {
-		if err := l.Site.quiet(ctx, "mcopy", "-o", "-i", esp, env, "::/osctl/"+name+"/grubenv"); err != nil {
-			return err
-		}
 	}
 	if err := l.removeKernel(ctx); err != nil {
 		return err
