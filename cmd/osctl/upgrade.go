@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"runtime/debug"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -33,6 +35,11 @@ type upgradeOptions struct {
 	json         bool
 }
 
+// softLimit is where an upgrade's garbage is collected however little there is, in
+// bytes: about what its buffers need and half as much. The memory of a gateway is
+// for its applications (docs/benchmarks.md).
+const softLimit = 40 << 20
+
 func upgradeCmd(s streams) *cobra.Command {
 	var o upgradeOptions
 	cmd := &cobra.Command{
@@ -49,6 +56,9 @@ goes back by itself. The same command again goes on where it stopped.
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 1 {
 				o.reference = args[0]
+			}
+			if os.Getenv("GOMEMLIMIT") == "" {
+				debug.SetMemoryLimit(softLimit)
 			}
 			return runUpgrade(cmd.Context(), o, s)
 		},

@@ -26,7 +26,7 @@ var ErrCorrupt = errors.New("corrupt pack")
 
 // ahead is how many packs are opened before the one that is decoded: enough to
 // keep a connection busy while a pack is written, few enough to stay small.
-const ahead = 3
+const ahead = 2
 
 // readSize is how much of a pack is read at a time, in bytes. Behind an opened pack
 // each read may be a round trip to a daemon.

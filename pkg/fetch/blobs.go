@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"sync"
 
 	"github.com/containerd/containerd/v2/core/content"
 	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
@@ -34,7 +33,7 @@ type blobs struct {
 	lease   string
 	sink    progress.Sink
 	count   func(int64)
-	buffers sync.Pool
+	buffers buffers
 }
 
 // Expect starts the count for the progress display.
@@ -61,7 +60,7 @@ func (b *blobs) Open(ctx context.Context, desc ocispec.Descriptor) (io.ReadClose
 		}
 		return b.store.read(ctx, desc)
 	}
-	buf := newBuffer(desc, &b.buffers)
+	buf := b.buffers.get(desc)
 	if err := b.ensure(ctx, desc, buf); err != nil {
 		return nil, errors.Join(fmt.Errorf("fetching pack %s: %w", desc.Digest, err), buf.Close())
 	}
@@ -192,10 +191,7 @@ func (b *blobs) copy(ctx context.Context, w content.Writer, desc ocispec.Descrip
 		}
 		b.count(offset)
 	}
-	// Each write is a round trip to containerd, and each of the packs that are
-	// fetched at a time has such a buffer.
-	buf := make([]byte, 512<<10)
-	n, err := io.CopyBuffer(onlyWriter{w}, io.LimitReader(progress.Reader(rc, b.count), desc.Size-offset), buf)
+	n, err := transport(w, io.LimitReader(progress.Reader(rc, b.count), desc.Size-offset))
 	if err == nil && n < desc.Size-offset {
 		err = io.ErrUnexpectedEOF
 	}
@@ -208,6 +204,16 @@ func (b *blobs) copy(ctx context.Context, w content.Writer, desc ocispec.Descrip
 		return err
 	}
 	return nil
+}
+
+// transport copies to a place: straight into memory, or in pieces to the store.
+func transport(w content.Writer, r io.Reader) (int64, error) {
+	if f, ok := w.(filling); ok {
+		return f.ReadFrom(r)
+	}
+	// Each write is a round trip to containerd, and each of the packs that are
+	// fetched at a time has such a buffer.
+	return io.CopyBuffer(onlyWriter{w}, r, make([]byte, 512<<10))
 }
 
 // onlyWriter hides the writer's other methods from io.Copy.

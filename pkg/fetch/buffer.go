@@ -2,6 +2,7 @@ package fetch
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -48,22 +49,41 @@ func (s stored) forget(ctx context.Context) error {
 // ingest is the name of a partial download in the content store.
 func ingest(desc ocispec.Descriptor) string { return "osctl-" + desc.Digest.String() }
 
-// buffer is a place in memory, and its own writer and reader.
+// buffers is memory that was used and may be used again. It holds no more pieces
+// than there were packs under way at a time. (A sync.Pool forgets them whenever
+// garbage is collected, which is often here.)
+type buffers struct {
+	mu   sync.Mutex
+	free [][]byte
+}
+
+// get makes an empty buffer for a pack.
+func (p *buffers) get(desc ocispec.Descriptor) *buffer {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	b := &buffer{desc: desc, pool: p}
+	if last := len(p.free) - 1; last >= 0 {
+		b.data, p.free = p.free[last], p.free[:last]
+	}
+	if int64(cap(b.data)) < desc.Size {
+		// Packs end at about the same size: what is a little larger serves them all.
+		b.data = make([]byte, 0, desc.Size+desc.Size/8)
+	}
+	return b
+}
+
+func (p *buffers) put(data []byte) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.free = append(p.free, data[:0])
+}
+
+// buffer is a place in memory, and the reader of what was put together there.
 type buffer struct {
 	desc ocispec.Descriptor
 	data []byte
 	next int // what was read of it
-	back *sync.Pool
-}
-
-// newBuffer takes memory from the pool, which has []byte, or makes some.
-func newBuffer(desc ocispec.Descriptor, pool *sync.Pool) *buffer {
-	data, _ := pool.Get().(*[]byte)
-	if data == nil || int64(cap(*data)) < desc.Size {
-		made := make([]byte, 0, desc.Size)
-		data = &made
-	}
-	return &buffer{desc: desc, data: (*data)[:0], back: pool}
+	pool *buffers
 }
 
 func (b *buffer) begin(context.Context) (content.Writer, error) { return filling{b}, nil }
@@ -85,9 +105,10 @@ func (b *buffer) Read(p []byte) (int, error) {
 
 // Close gives the memory back. Nothing may be read afterwards.
 func (b *buffer) Close() error {
-	data := b.data[:0]
+	if b.data != nil {
+		b.pool.put(b.data)
+	}
 	b.data, b.next = nil, 0
-	b.back.Put(&data)
 	return nil
 }
 
@@ -100,6 +121,22 @@ func (f filling) Write(p []byte) (int, error) {
 	}
 	f.b.data = append(f.b.data, p...)
 	return len(p), nil
+}
+
+// ReadFrom reads straight into the buffer, at most as much as it is to hold.
+func (f filling) ReadFrom(r io.Reader) (int64, error) {
+	begin := len(f.b.data)
+	for int64(len(f.b.data)) < f.b.desc.Size {
+		n, err := r.Read(f.b.data[len(f.b.data):f.b.desc.Size])
+		f.b.data = f.b.data[:len(f.b.data)+n]
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return int64(len(f.b.data) - begin), err
+		}
+	}
+	return int64(len(f.b.data) - begin), nil
 }
 
 func (filling) Close() error { return nil }
