@@ -82,7 +82,7 @@ OCI artifacts, and builds, signs and publishes those artifacts.
 		c.GroupID = "machine"
 		root.AddCommand(c)
 	}
-	for _, c := range []*cobra.Command{buildCmd(s), pushCmd(s), signCmd(s), channelCmd(s), inspectCmd(s), policyCmd(s)} {
+	for _, c := range []*cobra.Command{buildCmd(s), pushCmd(s), signCmd(s), channelCmd(s), bundleCmd(s), inspectCmd(s), policyCmd(s)} {
 		c.GroupID = "images"
 		root.AddCommand(c)
 	}

@@ -33,6 +33,7 @@ func pushCmd(s streams) *cobra.Command {
 		Use:   "push LAYOUT REF",
 		Short: "Upload an OCI layout, with its signatures, to a registry",
 		Long: `push uploads what the registry lacks, several blobs at a time, and the tag last.
+LAYOUT is a folder, or an archive as osctl bundle makes it.
 Credentials are those of docker login and nerdctl login.
 
 ` + exitTable(),

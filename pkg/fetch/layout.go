@@ -75,9 +75,7 @@ func (l *Layout) Close() error { return l.files.Close() }
 func (l *Layout) Resolve(_ context.Context, want string) (Ref, error) {
 	var found []ocispec.Descriptor
 	for _, d := range l.index.Manifests {
-		name := d.Annotations[ocispec.AnnotationRefName]
-		beside := strings.HasSuffix(name, ".sig") || strings.HasSuffix(name, osimage.ChannelTag(""))
-		if !beside && (want == "" || d.Digest.String() == want) {
+		if !beside(d) && (want == "" || d.Digest.String() == want) {
 			found = append(found, d)
 		}
 	}
@@ -88,6 +86,15 @@ func (l *Layout) Resolve(_ context.Context, want string) (Ref, error) {
 		return Ref{}, fmt.Errorf("%w: %s holds no image %s", ErrLayout, l.name, want)
 	}
 	return Ref{}, fmt.Errorf("%w: %s holds %d images; name one with --digest", ErrLayout, l.name, len(found))
+}
+
+// beside reports whether an entry is what a bundle carries beside its image: what
+// cosign keeps under tags made of a digest, the statement of a channel, or something
+// else that says so.
+func beside(d ocispec.Descriptor) bool {
+	name := d.Annotations[ocispec.AnnotationRefName]
+	return strings.HasPrefix(name, "sha256-") || strings.HasSuffix(name, osimage.ChannelTag("")) ||
+		d.ArtifactType != "" && d.ArtifactType != osimage.ArtifactType
 }
 
 // signatures finds those that the layout carries under cosign's tag.

@@ -7,11 +7,11 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	ggcrlayout "github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/kapernikov/osctl/pkg/osimage"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -24,10 +24,11 @@ func IsLayout(path string) bool {
 	return err == nil
 }
 
-// layout is an OCI layout directory that holds exactly one OS image, with or
-// without signatures.
+// layout is an OCI layout that holds exactly one OS image, with or without
+// signatures: a directory, or an uncompressed tar archive, which is read in place.
 type layout struct {
-	dir   string
+	dir   string // or the archive
+	files files
 	index ocispec.Index
 	image osimage.Image
 }
@@ -35,10 +36,14 @@ type layout struct {
 // openLayout reads everything but the packs.
 func openLayout(dir string) (layout, error) {
 	l := layout{dir: dir}
-	if !IsLayout(dir) {
+	if info, err := os.Stat(dir); err == nil && info.Mode().IsRegular() {
+		if l.files, err = openArchive(dir); err != nil {
+			return l, fmt.Errorf("%w: %w", ErrLayout, err)
+		}
+	} else if l.files = folder(dir); !IsLayout(dir) {
 		return l, fmt.Errorf("%w: %s has no file %s; osctl build -o DIR makes a layout", ErrLayout, dir, ocispec.ImageLayoutFile)
 	}
-	raw, err := readLimited(filepath.Join(dir, ocispec.ImageIndexFile), osimage.MaxManifest)
+	raw, err := l.read(ocispec.ImageIndexFile, osimage.MaxManifest)
 	if err != nil {
 		return l, fmt.Errorf("%w: %w", ErrLayout, err)
 	}
@@ -93,11 +98,7 @@ func (l layout) signatures() (*signatureSet, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: signatures in %s: %w", ErrLayout, l.dir, err)
 	}
-	path, err := ggcrlayout.FromPath(l.dir)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrLayout, err)
-	}
-	img, err := path.Image(hash)
+	img, err := l.stored(hash)
 	if err != nil {
 		return nil, fmt.Errorf("%w: signatures in %s: %w", ErrLayout, l.dir, err)
 	}
@@ -165,7 +166,22 @@ func (l layout) readBlob(d digest.Digest, limit int64) ([]byte, error) {
 	if err := d.Validate(); err != nil {
 		return nil, err
 	}
-	return readLimited(l.blobPath(d), limit)
+	return l.read(blobName(d), limit)
+}
+
+// read reads a small file of the layout.
+func (l layout) read(name string, limit int64) ([]byte, error) {
+	f, _, err := l.files.open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() //nolint:errcheck // read only
+	return readAll(f, name, limit)
+}
+
+// blobName is the name of a blob within a layout.
+func blobName(d digest.Digest) string {
+	return path.Join(ocispec.ImageBlobsDir, d.Algorithm().String(), d.Encoded())
 }
 
 func readLimited(path string, limit int64) ([]byte, error) {
@@ -174,9 +190,13 @@ func readLimited(path string, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	raw, err := io.ReadAll(io.LimitReader(f, limit+1))
+	return readAll(f, path, limit)
+}
+
+func readAll(r io.Reader, name string, limit int64) ([]byte, error) {
+	raw, err := io.ReadAll(io.LimitReader(r, limit+1))
 	if err == nil && int64(len(raw)) > limit {
-		err = fmt.Errorf("%s is larger than %d bytes", path, limit)
+		err = fmt.Errorf("%s is larger than %d bytes", name, limit)
 	}
 	return raw, err
 }
@@ -204,8 +224,8 @@ type verifyingReader struct {
 	verify digest.Verifier
 }
 
-func newVerifyingReader(f *os.File, want digest.Digest) *verifyingReader {
-	return &verifyingReader{f, f.Name(), want, want.Verifier()}
+func newVerifyingReader(f io.ReadCloser, name string, want digest.Digest) *verifyingReader {
+	return &verifyingReader{f, name, want, want.Verifier()}
 }
 
 func (r *verifyingReader) Read(p []byte) (int, error) {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
 	"sync"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -18,8 +17,8 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Push copies the OS image of the layout in dir, and the signatures that the
-// layout carries for it, to ref, and returns the digest of the image. Blobs
+// Push copies the OS image of the layout in dir, a directory or an archive, and the
+// signatures, attestations and statements that the layout carries for it, to ref, and returns the digest of the image. Blobs
 // that the registry has already are not sent; the tag moves last. Pushing again
 // after an interruption continues.
 //
@@ -33,6 +32,7 @@ func Push(ctx context.Context, dir, ref string, o Options) (digest.Digest, error
 	if err != nil {
 		return "", err
 	}
+	defer l.files.Close() //nolint:errcheck // read only
 	d := l.image.Digest()
 	if want, ok := target.(name.Digest); ok && want.DigestStr() != d.String() {
 		return "", fmt.Errorf("%w %q: the image in %s has the digest %s", ErrReference, ref, dir, d)
@@ -55,6 +55,9 @@ func Push(ctx context.Context, dir, ref string, o Options) (digest.Digest, error
 		return "", registryError(doing, err)
 	}
 	if err := l.pushSignatures(ctx, pusher, repo, o); err != nil {
+		return "", err
+	}
+	if err := l.pushCompanions(ctx, pusher, target); err != nil {
 		return "", err
 	}
 	if _, ok := target.(name.Tag); ok {
@@ -85,15 +88,15 @@ func (l layout) blobs() ([]*blob, int64, error) {
 		if err != nil {
 			return nil, 0, fmt.Errorf("%w: %w", ErrLayout, err)
 		}
-		path := l.blobPath(desc.Digest)
-		info, err := os.Stat(path)
+		f, size, err := l.files.open(blobName(desc.Digest))
 		if err != nil {
 			return nil, 0, fmt.Errorf("%w: a blob of the image is missing: %w", ErrLayout, err)
 		}
-		if info.Size() != desc.Size {
-			return nil, 0, fmt.Errorf("%w: %s has %d bytes, the manifest says %d; build the image again", ErrLayout, path, info.Size(), desc.Size)
+		f.Close() //nolint:errcheck // nothing was read
+		if size != desc.Size {
+			return nil, 0, fmt.Errorf("%w: %s has %d bytes, the manifest says %d; build the image again", ErrLayout, l.blobPath(desc.Digest), size, desc.Size)
 		}
-		list = append(list, &blob{path: path, desc: desc, hash: hash})
+		list = append(list, &blob{layout: l, desc: desc, hash: hash})
 		total += desc.Size
 	}
 	return list, total, nil
@@ -119,10 +122,10 @@ func upload(ctx context.Context, pusher *remote.Pusher, repo name.Repository, bl
 
 // blob is a file of the layout in the form that the registry library uploads.
 type blob struct {
-	path string
-	desc ocispec.Descriptor
-	hash v1.Hash
-	add  func(n int64) // the progress
+	layout layout
+	desc   ocispec.Descriptor
+	hash   v1.Hash
+	add    func(n int64) // the progress
 
 	mu      sync.Mutex
 	attempt int
@@ -154,11 +157,11 @@ func (b *blob) begin(done int64) (count func(n int64)) {
 // Compressed opens the file anew; each attempt starts at its beginning, and the
 // progress with it.
 func (b *blob) Compressed() (io.ReadCloser, error) {
-	f, err := os.Open(b.path)
+	f, _, err := b.layout.files.open(blobName(b.desc.Digest))
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrLayout, err)
 	}
-	verified := newVerifyingReader(f, b.desc.Digest)
+	verified := newVerifyingReader(f, b.layout.blobPath(b.desc.Digest), b.desc.Digest)
 	return struct {
 		io.Reader
 		io.Closer
