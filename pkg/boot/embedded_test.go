@@ -83,7 +83,7 @@ func TestGrubWithoutScript(t *testing.T) {
 	if r.booted() != (device.Boot{}) {
 		t.Errorf("booted %v", r.booted())
 	}
-	wantEnd(t, r)
+	wantEnd(t, r, m.name)
 	if len(damaged) < 40 {
 		t.Errorf("%d damaged scripts: the real one was not cut", len(damaged))
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -263,6 +264,44 @@ func TestGrubDisk(t *testing.T) {
 		m.setBoth(block(t, 7, trial(slotB, 2)))
 		data := block(t, 7, trial(slotB, 1))
 		m.check(fmt.Sprintf("disk %s, root %q", c.name, c.root), expectation{device.Boot{Slot: slotB, Kind: KindTrial}, [2][]byte{data, data}})
+	}
+}
+
+// TestGrubSecondDisk: beside another disk with an ESP, slots and copies of its own,
+// which the firmware lists first, GRUB reads, writes and boots the disk that it came
+// from, and falls back to no other.
+func TestGrubSecondDisk(t *testing.T) {
+	needTools(t)
+	t.Parallel()
+	m, other := newMachine(t, "ab"), newMachine(t, "ab")
+	theirs := block(t, 9, committed(slotA))
+	other.name, other.root = "hd0", "hd0,gpt1"
+	other.setBoth(theirs)
+	m.beside = other
+	for _, name := range []string{"hd1", "hd2"} {
+		m.name, m.root = name, name+",gpt1"
+		m.setBoth(block(t, 7, trial(slotB, 2)))
+		data := block(t, 7, trial(slotB, 1))
+		m.check("beside another disk, "+name, expectation{device.Boot{Slot: slotB, Kind: KindTrial}, [2][]byte{data, data}})
+		m.setBoth(nil)
+		if r := m.boot(); !strings.HasPrefix(r.cmdline, "("+name+",gpt2)/boot/vmlinuz ") || r.booted().Kind != KindUnsaved {
+			t.Errorf("without copies: %q, want slot A of %s, unsaved", r.cmdline, name)
+		}
+	}
+	for _, slot := range places() {
+		m.unbootable(slot)
+	}
+	r := m.boot()
+	for _, kernel := range r.tried {
+		if !strings.HasPrefix(kernel, "("+m.name+",") {
+			t.Errorf("GRUB tries %s of another disk", kernel)
+		}
+	}
+	wantEnd(t, r, m.name)
+	for i := range 2 {
+		if got := other.get(i, grubenv.Size); !bytes.Equal(got, theirs) {
+			t.Errorf("copy %d of the other disk has changed:\n%s", i, got)
+		}
 	}
 }
 

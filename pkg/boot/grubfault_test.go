@@ -30,6 +30,7 @@ func TestGrubCannotStart(t *testing.T) {
 	}{
 		"trial":                    {trial(slotB, 2), []device.Slot{slotB}, at(slotA, KindFallback), fellBack(slotA).on(RungSlot, 2, false)},
 		"last try":                 {trial(slotB, 1), []device.Slot{slotB}, at(slotA, KindFallback), fellBack(slotA).on(RungSlot, 2, false)},
+		"trial of a proven slot":   {State{Phase: Trial, Rootfs: slotB, Tries: 2, Other: true}, []device.Slot{slotB}, at(slotA, KindFallback), fellBack(slotA).on(RungSlot, 2, false)},
 		"trial and proven":         {trial(slotB, 2), []device.Slot{slotB, slotA}, at(device.Rescue, KindRescue), fellBack(slotA).on(RungSlot, 2, false)},
 		"proven after a trial":     {trial(slotB, 0), []device.Slot{slotA}, at(device.Rescue, KindRescue), fellBack(slotA).on(RungSlot, 2, false)},
 		"that, without rescue":     {trial(slotB, 0), []device.Slot{slotA, device.Rescue}, at(slotB, KindOther), fellBack(slotA).on(RungSlot, 2, false)},
@@ -124,16 +125,16 @@ func TestGrubStartFails(t *testing.T) {
 	if diff := cmp.Diff(want, r.tried); diff != "" {
 		t.Errorf("kernels that were tried (-want +got):\n%s\n%s", diff, r.output)
 	}
-	wantEnd(t, r)
+	wantEnd(t, r, m.name)
 	if got := m.get(0, grubenv.Size); !bytes.Equal(got, block(t, 7, fellBack(slotA).on(RungSlot, 2, false))) {
 		t.Errorf("the state afterwards: %s", got)
 	}
 }
 
 // wantEnd fails unless GRUB gave its reason and restarted, without a prompt.
-func wantEnd(t *testing.T, r result) {
+func wantEnd(t *testing.T, r result, disk string) {
 	t.Helper()
-	if !strings.Contains(r.output, "nothing on disk 'hd0' can be started; restarting") {
+	if !strings.Contains(r.output, "nothing on disk '"+disk+"' can be started; restarting") {
 		t.Errorf("GRUB did not say why it restarts:\n%s", r.output)
 	}
 	if strings.Contains(r.output, "grub>") || strings.Contains(r.output, "press") {
@@ -160,7 +161,7 @@ func TestGrubNothingToStart(t *testing.T) {
 		if r.cmdline != "" {
 			t.Errorf("%v: booted %q", st, r.cmdline)
 		}
-		wantEnd(t, r)
+		wantEnd(t, r, m.name)
 	}
 }
 

@@ -67,6 +67,7 @@ type machine struct {
 	kernels string   // what "initrd" does: "exit" starts the system, "true" fails to
 	wrapper []string // the command that starts grub-emu
 	script  string   // what grub-emu runs: the prologue
+	beside  *machine // another disk, under its own name
 }
 
 // result is what one boot did.
@@ -326,7 +327,11 @@ func (m *machine) boot() result {
 	m.t.Helper()
 	script := strings.NewReplacer("KERNELS", m.kernels, "ROOT", m.root, "NAME", m.name).Replace(m.script)
 	m.write("grub.cfg", []byte(script))
-	m.write("device.map", []byte("("+m.name+") "+m.path("disk")+"\n(hd9) "+m.path("disk2")+"\n"))
+	disks := "(" + m.name + ") " + m.path("disk") + "\n(hd9) " + m.path("disk2") + "\n"
+	if m.beside != nil {
+		disks = "(" + m.beside.name + ") " + m.beside.path("disk") + "\n" + disks
+	}
+	m.write("device.map", []byte(disks))
 	m.clearNote()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
