@@ -77,7 +77,7 @@ OCI artifacts, and builds, signs and publishes those artifacts.
 	root.AddGroup(&cobra.Group{ID: "machine", Title: "On the machine:"}, &cobra.Group{ID: "images", Title: "Where images are made:"})
 	root.CompletionOptions.HiddenDefaultCmd = true
 	for _, c := range []*cobra.Command{
-		statusCmd(s), checkCmd(s), upgradeCmd(s), rollbackCmd(s), healthCmd(s), settleCmd(s), historyCmd(s), verifyCmd(s), rescueCmd(s), installCmd(s), etcCmd(s), resetCmd(s),
+		statusCmd(s), checkCmd(s), upgradeCmd(s), rollbackCmd(s), healthCmd(s), settleCmd(s), historyCmd(s), diffCmd(s), verifyCmd(s), rescueCmd(s), installCmd(s), etcCmd(s), resetCmd(s),
 	} {
 		c.GroupID = "machine"
 		root.AddCommand(c)

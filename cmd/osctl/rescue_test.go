@@ -39,6 +39,10 @@ func keep(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(source.close())
 	reference := ts.Getenv("REG") + "/gateway/os:" + img.Version
 	ts.Check(proof.Open(s.path("data/osctl")).Keep(name, proof.New(described, sigs, reference)))
+	if _, made := s.images[args[1]]; !made {
+		img = running // its bytes are no matter
+		img.Version = described.Config().Version
+	}
 	ts.Check(os.WriteFile(s.slotFile(name), append(img.Raw(), make([]byte, (slotMiB-img.MiB)<<20)...), 0o644))
 	at := time.Unix(1_800_000_000, 0).UTC()
 	ts.Check(ledger.Open(s.path("data/osctl")).Update(func(l *ledger.Ledger) error {
