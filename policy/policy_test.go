@@ -35,6 +35,7 @@ type node struct {
 	Additional *bool            `json:"additionalProperties"`
 	Required   []string         `json:"required"`
 	OneOf      []*node          `json:"oneOf"`
+	AnyOf      []*node          `json:"anyOf"`
 	Properties map[string]*node `json:"properties"`
 	Items      *node            `json:"items"`
 	Defs       map[string]*node `json:"$defs"`
@@ -104,7 +105,7 @@ func TestSchemaFields(t *testing.T) {
 		}
 	}
 	compare("policy", reflect.TypeFor[config.Policy](), root)
-	if fields < 25 {
+	if fields < 40 {
 		t.Errorf("only %d fields were compared", fields)
 	}
 }
@@ -170,6 +171,9 @@ func (n *node) validObject(root *node, at string, v map[string]any) error {
 			choices++
 		}
 	}
+	if len(n.AnyOf) > 0 && !slices.ContainsFunc(n.AnyOf, func(choice *node) bool { return !lacks(choice) }) {
+		return fmt.Errorf("%s: %v is not enough", at, slices.Sorted(maps.Keys(v)))
+	}
 	if lacks(n) || len(n.OneOf) > 0 && choices != 1 {
 		return fmt.Errorf("%s: %v with %d choices", at, slices.Sorted(maps.Keys(v)), choices)
 	}
@@ -189,7 +193,7 @@ func validate(t *testing.T, text string) error {
 // The examples satisfy the schema.
 func TestSchemaAcceptsExamples(t *testing.T) {
 	names, err := filepath.Glob("*.yaml")
-	if err != nil || len(names) < 3 {
+	if err != nil || len(names) < 4 {
 		t.Fatalf("found the policies %q, %v", names, err)
 	}
 	for _, name := range names {
@@ -206,6 +210,7 @@ func TestSchemaAcceptsExamples(t *testing.T) {
 const (
 	head = "apiVersion: osctl.kapernikov.com/v1\nkind: Policy\n"
 	keys = "keys:\n  - name: one\n    pem: |\n      -----BEGIN PUBLIC KEY-----\n"
+	who  = "identities:\n  - name: two\n    subject: a@example.com\n    issuerPattern: https://.+\n    trustedRoot: root.json\n"
 	rule = "rules:\n  - name: r\n    keys: [one]\n"
 )
 
@@ -222,6 +227,21 @@ func TestSchemaAgreesWithOsctl(t *testing.T) {
 		head + keys + rule + "    repository: h.example.com/os/*\n    product: gateway\n":              true,
 
 		head + keys + rule + "    annotations: [stage=released]\n": true,
+		head + who: true,
+		head + keys + who + "rules:\n  - name: r\n    identities: [two]\n":                                        true,
+		head + keys + rule + "    attestations:\n      - type: provenance\n        builder: https://b\n":          true,
+		head + keys + rule + "    attestations:\n      - type: sbom\n        format: spdx\n        keys: [one]\n": true,
+
+		head + "identities: []\n":                                                                   false,
+		head + keys + "identities: []\n":                                                            false,
+		head + keys + rule + "    identities: []\n":                                                 false,
+		head + keys + "rules:\n  - name: r\n    identities: [x]\n    keys: []\n":                    false,
+		head + keys + rule + "    attestations: []\n":                                               false,
+		head + keys + rule + "    attestations:\n      - type: sbom\n        keys: []\n":            false,
+		head + keys + rule + "    attestations:\n      - type: sbom\n        format: \"\"\n":        false,
+		head + keys + rule + "    attestations:\n      - type: provenance\n        builder: \"\"\n": false,
+		head + strings.Replace(who, "    trustedRoot: root.json\n", "", 1):                          false,
+		head + who + "    key: x\n":                                                                 false,
 
 		head:                        false,
 		head + "keys: []\n":         false,
@@ -253,7 +273,11 @@ func TestSchemaAgreesWithOsctl(t *testing.T) {
 		"apiVersion: v2\nkind: Policy\n" + keys:                                     false,
 		"apiVersion: osctl.kapernikov.com/v1\nkind: Config\n" + keys:                false,
 	} {
-		name := filepath.Join(t.TempDir(), "policy.yaml")
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, "root.json"), []byte("{}"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		name := filepath.Join(dir, "policy.yaml")
 		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kapernikov/osctl/pkg/osimage"
+	"github.com/kapernikov/osctl/pkg/trust"
 )
 
 type inspectOptions struct {
@@ -21,7 +22,7 @@ func inspectCmd(s streams) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "inspect REF|LAYOUT",
 		Short: "Show what an OS image says of itself, verifying nothing",
-		Long:  "inspect prints the description of an OS image and how many signatures lie beside\nit. It does not say whether any of them is good.\n\n" + exitTable(),
+		Long:  "inspect prints the description of an OS image with the signatures and\nattestations that lie beside it. It does not say whether any of them is good.\n\n" + exitTable(),
 		Args:  exactArgs(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.source = args[0]
@@ -43,6 +44,69 @@ type inspection struct {
 	Packs      int            `json:"packs"`
 	Compressed int64          `json:"compressed"`
 	Signatures int            `json:"signatures"`
+	// Beside are the signatures and attestations, as they describe themselves.
+	Beside []inspectedProof `json:"beside"`
+}
+
+type inspectedProof struct {
+	Kind string `json:"kind"` // signature, provenance, sbom, other or unreadable
+	Form string `json:"form"` // classic, bundle or envelope
+	Type string `json:"type,omitempty"`
+	// Certified says that it was made with a certificate instead of a key.
+	Certified bool   `json:"certified,omitempty"`
+	Builder   string `json:"builder,omitempty"`
+	Packages  int    `json:"packages,omitempty"`
+	Error     string `json:"error,omitempty"`
+}
+
+// curious wants all that may lie beside an image.
+type curious struct{}
+
+func (curious) Wants() []string { return osimage.Attestations() }
+
+func (curious) Enough(context.Context, osimage.Image, []osimage.Signature) bool { return false }
+
+// inspected describes what lies beside an image.
+func inspected(sigs []osimage.Signature) (list []inspectedProof, signatures int) {
+	list = []inspectedProof{}
+	for _, s := range sigs {
+		d, err := trust.Describe(s)
+		p := inspectedProof{Kind: "other", Form: string(s.Form), Type: d.Type, Certified: d.Certified, Builder: d.Builder, Packages: d.Packages}
+		if s.Form == osimage.Classic {
+			p.Form = "classic"
+		}
+		switch {
+		case err != nil:
+			p.Kind, p.Error = "unreadable", err.Error()
+			if s.Form == osimage.Classic {
+				signatures++
+			}
+		case d.Type == "" || d.Type == osimage.PredicateSignature:
+			p.Kind = "signature"
+			signatures++
+		case d.Type == osimage.PredicateProvenance || d.Type == osimage.PredicateProvenance02:
+			p.Kind = trust.Provenance
+		case d.Type == osimage.PredicateSPDX || d.Type == osimage.PredicateCycloneDX:
+			p.Kind = trust.SBOM
+		}
+		list = append(list, p)
+	}
+	return list, signatures
+}
+
+// text is a line for an attestation; empty for a signature, which is only counted.
+func (p inspectedProof) text() string {
+	switch p.Kind {
+	case "signature":
+		return ""
+	case trust.Provenance:
+		return fmt.Sprintf("%s, built by %s", p.Type, p.Builder)
+	case trust.SBOM:
+		return fmt.Sprintf("%s, %d entries", p.Type, p.Packages)
+	case "unreadable":
+		return p.Error
+	}
+	return p.Type
 }
 
 func runInspect(ctx context.Context, o inspectOptions, s streams) (err error) {
@@ -55,13 +119,14 @@ func runInspect(ctx context.Context, o inspectOptions, s streams) (err error) {
 	if err != nil {
 		return err
 	}
-	sigs, err := source.offer.Signatures(ctx)
+	sigs, err := source.offer.For(curious{}).Signatures(ctx)
 	if err != nil {
 		return err
 	}
+	beside, signatures := inspected(sigs)
 	i := inspection{
 		APIVersion: apiVersion, Kind: "Image", Name: source.offer.Name(), Digest: img.Digest().String(), Config: img.Config(),
-		Packs: len(img.Packs()), Compressed: img.CompressedSize(), Signatures: len(sigs),
+		Packs: len(img.Packs()), Compressed: img.CompressedSize(), Signatures: signatures, Beside: beside,
 	}
 	if o.json {
 		return printJSON(s.out, i)
@@ -90,5 +155,10 @@ func printInspection(w io.Writer, i inspection) error {
   signatures    %d (not verified)
 `, i.Name, i.Digest, c.Product, c.Version, c.Epoch, c.Architecture, from, when(c.Created), c.Rootfs.Filesystem, size(c.Rootfs.Size),
 		c.Rootfs.Segments(), i.Packs, size(i.Compressed), c.Kernel, c.Initrd, len(c.Packages), i.Signatures)
+	for _, p := range i.Beside {
+		if text := p.text(); text != "" && err == nil {
+			_, err = fmt.Fprintf(w, "  %-13s %s (not verified)\n", p.Kind, text)
+		}
+	}
 	return err
 }

@@ -135,6 +135,12 @@ func (o installOptions) vouch(ctx context.Context, v *trust.Verifier, name, refe
 			err = errors.Join(err, source.close())
 		}
 	}()
+	asked := reference
+	if asked == "" {
+		asked = source.reference
+	}
+	v = v.Under(circumstances(asked, o.passed...))
+	source.offer = source.offer.For(v)
 	img, err := source.offer.Describe(ctx)
 	if err != nil {
 		return vouched{}, err
@@ -143,11 +149,7 @@ func (o installOptions) vouch(ctx context.Context, v *trust.Verifier, name, refe
 	if err != nil {
 		return vouched{}, err
 	}
-	asked := reference
-	if asked == "" {
-		asked = source.reference
-	}
-	verified, err := v.Under(circumstances(asked, o.passed...)).Verify(ctx, img, sigs)
+	verified, err := v.Verify(ctx, img, sigs)
 	if err != nil {
 		return vouched{}, err
 	}

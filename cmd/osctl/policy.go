@@ -60,8 +60,10 @@ type policyCheck struct {
 	APIVersion string       `json:"apiVersion"`
 	Kind       string       `json:"kind"`
 	File       string       `json:"file"`
+	Digest     string       `json:"digest"` // of the policy with its keys and roots
 	Rules      []policyRule `json:"rules"`
 	Keys       []policyKey  `json:"keys"`
+	Identities []policyWho  `json:"identities"`
 	Rescue     []policyKey  `json:"rescue"`
 	Revoked    []string     `json:"revokedDigests"`
 	Notes      []policyNote `json:"notes"`
@@ -76,8 +78,19 @@ type policyRule struct {
 	Product    string   `json:"product,omitempty"`
 	Threshold  int      `json:"threshold"`
 	Keys       []string `json:"keys"`
+	Identities []string `json:"identities,omitempty"`
 	// Annotations are claims that each signature has to carry.
 	Annotations []string `json:"annotations,omitempty"`
+	// Attestations are what is needed beside signatures.
+	Attestations []string `json:"attestations,omitempty"`
+}
+
+type policyWho struct {
+	Name        string `json:"name"`
+	Subject     string `json:"subject"` // a pattern stands between slashes
+	Issuer      string `json:"issuer"`
+	TrustedRoot string `json:"trustedRoot"`      // the digest of the file
+	Signed      *bool  `json:"signed,omitempty"` // policy explain only
 }
 
 type policyKey struct {
@@ -101,8 +114,8 @@ func runPolicyCheck(o policyCheckOptions, s streams) error {
 	}
 	v := f.Under(circumstances(""))
 	c := policyCheck{
-		APIVersion: apiVersion, Kind: "PolicyCheck", File: f.Path,
-		Rules: []policyRule{}, Keys: policyKeys(v.Keys()), Rescue: []policyKey{}, Revoked: append([]string{}, f.Revoked.Digests...), Notes: []policyNote{},
+		APIVersion: apiVersion, Kind: "PolicyCheck", File: f.Path, Digest: v.Digest().String(),
+		Rules: []policyRule{}, Keys: policyKeys(v.Keys()), Identities: policyWhos(v.Identities()), Rescue: []policyKey{}, Revoked: append([]string{}, f.Revoked.Digests...), Notes: []policyNote{},
 		AllowDowngrade: f.AllowDowngrade,
 	}
 	for i, r := range v.Rules() {
@@ -127,7 +140,18 @@ func runPolicyCheck(o policyCheckOptions, s streams) error {
 
 // describe gives the rule at an index its place in the file.
 func (f policyFile) describe(i int, r trust.RuleInfo) policyRule {
-	return policyRule{r.Name, f.Line(fmt.Sprintf("rules[%d]", i)), r.Repository, r.Product, r.Threshold, r.Keys, r.Annotations}
+	return policyRule{
+		Name: r.Name, Line: f.Line(fmt.Sprintf("rules[%d]", i)), Repository: r.Repository, Product: r.Product, Threshold: r.Threshold,
+		Keys: append([]string{}, r.Keys...), Identities: r.Identities, Annotations: r.Annotations, Attestations: r.Attestations,
+	}
+}
+
+func policyWhos(list []trust.IdentityInfo) []policyWho {
+	all := []policyWho{}
+	for _, i := range list {
+		all = append(all, policyWho{i.Name, i.Subject, i.Issuer, "sha256:" + i.TrustedRoot, nil})
+	}
+	return all
 }
 
 func policyKeys(list []trust.KeyInfo) []policyKey {
@@ -151,6 +175,9 @@ func printPolicyCheck(w io.Writer, c policyCheck) error {
 		for _, k := range list.keys {
 			fmt.Fprintf(t, "  %s\t%s\t%s\t%s\n", list.title, k.Name, k.Fingerprint, k.state())
 		}
+	}
+	for _, i := range c.Identities {
+		fmt.Fprintf(t, "  identity\t%s\t%s\tfrom %s\n", i.Name, i.Subject, i.Issuer)
 	}
 	for _, d := range c.Revoked {
 		fmt.Fprintf(t, "  revoked\t\t%s\t\n", d)
@@ -184,12 +211,16 @@ func (r policyRule) matches() string {
 
 // asks says what a rule asks for.
 func (r policyRule) asks() string {
-	asks := "a signature by " + strings.Join(r.Keys, " or ")
+	signers := slices.Concat(r.Keys, r.Identities)
+	asks := "a signature by " + strings.Join(signers, " or ")
 	if r.Threshold > 1 {
-		asks = fmt.Sprintf("signatures by %d of %s", r.Threshold, strings.Join(r.Keys, ", "))
+		asks = fmt.Sprintf("signatures by %d of %s", r.Threshold, strings.Join(signers, ", "))
 	}
 	if len(r.Annotations) > 0 {
 		asks += " with " + strings.Join(r.Annotations, ", ")
+	}
+	for _, a := range r.Attestations {
+		asks += ", and " + a
 	}
 	return asks
 }

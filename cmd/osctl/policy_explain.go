@@ -60,6 +60,7 @@ type policyExplanation struct {
 	Passed     []string       `json:"passed"`         // rules before the one that decides, and why they do not match
 	Rule       *policyRule    `json:"rule,omitempty"` // absent: none matches
 	Keys       []policyKey    `json:"keys"`           // of that rule
+	Identities []policyWho    `json:"identities"`     // of that rule
 	Found      string         `json:"found"`
 	Accepted   bool           `json:"accepted"`
 	Refusal    *policyRefusal `json:"refusal,omitempty"`
@@ -112,6 +113,11 @@ func runPolicyExplain(ctx context.Context, o policyExplainOptions, s streams) er
 	return err
 }
 
+// everything reads whatever a policy may ask for, and never has enough.
+type everything struct{ *trust.Verifier }
+
+func (everything) Enough(context.Context, osimage.Image, []osimage.Signature) bool { return false }
+
 // explain reads the image and asks the policy about it.
 func (o policyExplainOptions) explain(ctx context.Context, f policyFile, passed []time.Time) (_ policyExplanation, err error) {
 	source, err := openSource(ctx, o.source, o.hostsDir)
@@ -122,15 +128,17 @@ func (o policyExplainOptions) explain(ctx context.Context, f policyFile, passed 
 	if o.reference == "" {
 		o.reference = source.reference
 	}
-	img, err := source.offer.Describe(ctx)
-	if err != nil {
-		return policyExplanation{}, err
-	}
-	sigs, err := source.offer.Signatures(ctx)
-	if err != nil {
-		return policyExplanation{}, err
-	}
 	under := circumstances(o.reference, passed...)
+	// All signatures, also where fewer would do; attestations if a rule wants them.
+	offer := source.offer.For(everything{f.Verifier})
+	img, err := offer.Describe(ctx)
+	if err != nil {
+		return policyExplanation{}, err
+	}
+	sigs, err := offer.Signatures(ctx)
+	if err != nil {
+		return policyExplanation{}, err
+	}
 	explained, err := f.Under(under).Explain(ctx, img, sigs)
 	if err != nil {
 		return policyExplanation{}, err
@@ -144,10 +152,13 @@ func (f policyFile) explanation(img osimage.Image, e trust.Explanation) policyEx
 	c := img.Config()
 	p := policyExplanation{
 		APIVersion: apiVersion, Kind: "PolicyExplanation", Digest: img.Digest().String(), Product: c.Product, Version: c.Version,
-		Policy: f.Path, Passed: append([]string{}, e.Passed...), Keys: policyKeys(e.Keys), Found: e.Found, Accepted: e.Refusal == nil,
+		Policy: f.Path, Passed: append([]string{}, e.Passed...), Keys: policyKeys(e.Keys), Identities: policyWhos(e.Identities), Found: e.Found, Accepted: e.Refusal == nil,
 	}
 	for i := range p.Keys {
 		p.Keys[i].Signed = &e.Keys[i].Signed
+	}
+	for i := range p.Identities {
+		p.Identities[i].Signed = &e.Identities[i].Signed
 	}
 	if e.Rule != nil {
 		r := f.describe(e.Index, *e.Rule)
@@ -186,6 +197,13 @@ func printExplanation(w io.Writer, e policyExplanation) error {
 			state = "does not count: " + k.Ignored
 		}
 		fmt.Fprintf(t, "  key\t%s (%.19s): %s\n", k.Name, k.Fingerprint, state)
+	}
+	for _, i := range e.Identities {
+		state := "did not sign"
+		if *i.Signed {
+			state = "signed"
+		}
+		fmt.Fprintf(t, "  identity\t%s (%s from %s): %s\n", i.Name, i.Subject, i.Issuer, state)
 	}
 	fmt.Fprintf(t, "  found\t%s\n", e.Found)
 	if err := t.Flush(); err != nil {

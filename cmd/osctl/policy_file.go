@@ -32,8 +32,14 @@ func loadPolicy(files ...string) (policyFile, error) {
 		return policyFile{}, policyError{err}
 	}
 	p := trust.Policy{Keys: trustKeys(f.Keys), Revoked: revoked(f)}
+	for i, who := range f.Identities {
+		p.Identities = append(p.Identities, trust.Identity{
+			Name: who.Name, Subject: who.Subject, SubjectPattern: who.SubjectPattern,
+			Issuer: who.Issuer, IssuerPattern: who.IssuerPattern, TrustedRoot: f.Roots[i],
+		})
+	}
 	for _, r := range f.Rules {
-		p.Rules = append(p.Rules, trust.PolicyRule(r))
+		p.Rules = append(p.Rules, trustRule(r))
 	}
 	v, err := usable(f, p, "")
 	if err != nil {
@@ -110,6 +116,17 @@ func usable(f config.PolicyFile, p trust.Policy, list string) (*trust.Verifier, 
 		err = f.Blame(at.Field, err)
 	}
 	return nil, policyError{err}
+}
+
+func trustRule(r config.Rule) trust.PolicyRule {
+	rule := trust.PolicyRule{
+		Name: r.Name, Repository: r.Repository, Product: r.Product, Keys: r.Keys, Identities: r.Identities,
+		Threshold: r.Threshold, Annotations: r.Annotations,
+	}
+	for _, a := range r.Attestations {
+		rule.Attestations = append(rule.Attestations, trust.PolicyAttestation(a))
+	}
+	return rule
 }
 
 func trustKeys(list []config.Key) []trust.Key {

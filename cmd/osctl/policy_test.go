@@ -18,7 +18,7 @@ import (
 // and not before.
 func TestShippedPolicies(t *testing.T) {
 	names, err := filepath.Glob("../../policy/*.yaml")
-	if err != nil || len(names) < 3 {
+	if err != nil || len(names) < 4 {
 		t.Fatalf("found the policies %q, %v", names, err)
 	}
 	_, public, err := publish.GenerateKeyPair(nil)
@@ -41,6 +41,14 @@ func TestShippedPolicies(t *testing.T) {
 				}
 				keys := filepath.Join(filepath.Dir(copied), "keys")
 				if err := errors.Join(os.Mkdir(keys, 0o700), os.WriteFile(filepath.Join(keys, "release.pub"), public, 0o600)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if strings.Contains(string(text), "\n    trustedRoot:") {
+				if _, err := loadPolicy(copied); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "identities[0].trustedRoot") {
+					t.Errorf("without its trusted root: %v", err)
+				}
+				if err := os.CopyFS(filepath.Join(filepath.Dir(copied), "roots"), os.DirFS("../../policy/roots")); err != nil {
 					t.Fatal(err)
 				}
 			}

@@ -26,7 +26,11 @@ func runUpgradeRepair(ctx context.Context, o upgradeOptions, m *machine, s strea
 	if err != nil {
 		return err
 	}
-	from := source{machine: m, imageFlags: o.imageFlags}
+	v, err := m.verifier(named)
+	if err != nil {
+		return err
+	}
+	from := source{machine: m, judge: everything{v}, imageFlags: o.imageFlags}
 	result, err := upgrade.Repair(ctx, deps, func(ctx context.Context, reference, digest string) (upgrade.Offer, error) {
 		from.reference, from.digest = reference, digest
 		if o.reference != "" {

@@ -185,6 +185,10 @@ func (m *machine) resolve(ctx context.Context, reference string) (rescue.Source,
 	if err := fetch.CheckReference(reference); err != nil {
 		return rescue.Source{}, err
 	}
+	v, err := m.verifier(reference)
+	if err != nil {
+		return rescue.Source{}, err
+	}
 	if err := os.MkdirAll(m.contentDir(), 0o700); err != nil {
 		return rescue.Source{}, storageError{err}
 	}
@@ -196,7 +200,7 @@ func (m *machine) resolve(ctx context.Context, reference string) (rescue.Source,
 	if err != nil {
 		return rescue.Source{}, errors.Join(err, store.Close())
 	}
-	return rescue.Source{Offer: ref, Close: store.Close}, nil
+	return rescue.Source{Offer: ref.For(everything{v}), Close: store.Close}, nil
 }
 
 // hostsDir is where this machine says how to reach its registries: in the rescue
@@ -290,9 +294,15 @@ func (o rescueOptions) repair(ctx context.Context, m *machine, deps rescue.Machi
 			return rescue.Result{}, err
 		}
 		source.Close = layout.Close
-		if source.Offer, err = layout.Resolve(ctx, ""); err != nil {
+		v, err := m.verifier(o.reference)
+		if err != nil {
 			return rescue.Result{}, errors.Join(err, layout.Close())
 		}
+		ref, err := layout.Resolve(ctx, "")
+		if err != nil {
+			return rescue.Result{}, errors.Join(err, layout.Close())
+		}
+		source.Offer = ref.For(everything{v})
 	case o.reference != "":
 		if source, err = m.resolve(ctx, o.reference); err != nil {
 			return rescue.Result{}, err

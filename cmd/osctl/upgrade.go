@@ -155,6 +155,9 @@ func runUpgrade(ctx context.Context, o upgradeOptions, s streams) error {
 	if err != nil {
 		return err
 	}
+	if source.judge, err = m.verifier(source.name()); err != nil {
+		return err
+	}
 	display, err := o.progressFlags.display(s)
 	if err != nil {
 		return err
@@ -182,6 +185,8 @@ func runUpgrade(ctx context.Context, o upgradeOptions, s streams) error {
 type source struct {
 	machine   *machine
 	reference string
+	// judge says which signatures are read.
+	judge fetch.Judge
 	imageFlags
 	closers []func() error
 }
@@ -213,7 +218,8 @@ func (s *source) resolve(ctx context.Context) (upgrade.Offer, error) {
 			return nil, err
 		}
 		s.closers = append(s.closers, layout.Close)
-		return layout.Resolve(ctx, s.digest)
+		ref, err := layout.Resolve(ctx, s.digest)
+		return ref.For(s.judge), err
 	}
 	c := s.machine.config.Containerd
 	store, err := fetch.Dial(ctx, c.Address, c.Namespace)
@@ -221,7 +227,8 @@ func (s *source) resolve(ctx context.Context) (upgrade.Offer, error) {
 		return nil, err
 	}
 	s.closers = append(s.closers, store.Close)
-	return fetch.NewRegistry(ctx, store, c.HostsDir).SetTime(s.machine.clock().Now).Resolve(ctx, s.name())
+	ref, err := fetch.NewRegistry(ctx, store, c.HostsDir).SetTime(s.machine.clock().Now).Resolve(ctx, s.name())
+	return ref.For(s.judge), err
 }
 
 func (s *source) close() error {

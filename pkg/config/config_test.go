@@ -108,7 +108,7 @@ func TestLoadPolicyRefuses(t *testing.T) {
 		"either file or pem":      policyHead + "keys: [{name: x}]\n",
 		"rescue[0]: key x: ":      policyHead + "keys: [{name: x, pem: y}]\nrescue: [{name: x, file: gone.pub}]\n",
 		"no such file":            policyHead + "keys: [{name: x, file: gone.pub}]\n",
-		":3:1: unknown key \"allowUnsigned\"; allowed here: allowDowngrade, apiVersion, channels, keys, kind, rescue, revoked, rules": policyHead + "allowUnsigned: true\nkeys: [{name: x, pem: y}]\n",
+		":3:1: unknown key \"allowUnsigned\"; allowed here: allowDowngrade, apiVersion, channels, identities, keys, kind, rescue, revoked, rules": policyHead + "allowUnsigned: true\nkeys: [{name: x, pem: y}]\n",
 		"kind \"\"":                                             "apiVersion: osctl.kapernikov.com/v1\n",
 		":4:8: rules: the list is empty, so":                    policyHead + keysLine + "rules:\n",
 		":4:8: rules: the list is empty":                        policyHead + keysLine + "rules: []\n",
@@ -117,11 +117,11 @@ func TestLoadPolicyRefuses(t *testing.T) {
 		":6:16: rules[0].threshold: 0; expected is the number":  policyHead + keysLine + ruleLines + "    threshold: 0\n",
 		"rules[0].threshold: 0; expected is":                    policyHead + keysLine + ruleLines + "    threshold:\n",
 		":6:16: rules[0].threshold: expected is a whole number": policyHead + keysLine + ruleLines + "    threshold: two\n",
-		":6:5: unknown key \"tag\"; allowed here: annotations, keys, name, product, repository, threshold": policyHead + keysLine + ruleLines + "    tag: x\n",
-		":3:36: keys[0].notAfter: \"2027\" is no time; write":                                              policyHead + "keys: [{name: x, pem: y, notAfter: 2027}]\n",
-		"keys[0].notAfter: expected is a time such as":                                                     policyHead + "keys: [{name: x, pem: y, notAfter: [2027]}]\n",
-		"keys[0].notBefore: it has no value":                                                               policyHead + "keys: [{name: x, pem: y, notBefore: }]\n",
-		"revoked.keys[0]: key z: expected is either":                                                       policyHead + keysLine + "revoked: {keys: [{name: z}]}\n",
+		":6:5: unknown key \"tag\"; allowed here: annotations, attestations, identities, keys, name, product, repository, threshold": policyHead + keysLine + ruleLines + "    tag: x\n",
+		":3:36: keys[0].notAfter: \"2027\" is no time; write":                                                                        policyHead + "keys: [{name: x, pem: y, notAfter: 2027}]\n",
+		"keys[0].notAfter: expected is a time such as":                                                                               policyHead + "keys: [{name: x, pem: y, notAfter: [2027]}]\n",
+		"keys[0].notBefore: it has no value":                                                                                         policyHead + "keys: [{name: x, pem: y, notBefore: }]\n",
+		"revoked.keys[0]: key z: expected is either":                                                                                 policyHead + keysLine + "revoked: {keys: [{name: z}]}\n",
 	} {
 		if _, err := LoadPolicy(file(t, text)); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), want) {
 			t.Errorf("error = %v, want ErrInvalid with %q", err, want)

@@ -20,7 +20,9 @@ type Policy struct {
 	APIVersion string `yaml:"apiVersion"`
 	Kind       string `yaml:"kind"`
 	Keys       []Key  `yaml:"keys"`
-	// Rules are nil if the file has none: then any one of Keys is enough.
+	// Identities are who signs with a certificate instead of a key.
+	Identities []Identity `yaml:"identities"`
+	// Rules are nil if the file has none: then any one of Keys and Identities is enough.
 	Rules   []Rule  `yaml:"rules"`
 	Revoked Revoked `yaml:"revoked"`
 	// Rescue are the keys whose signatures count for the rescue partition, and for
@@ -43,16 +45,42 @@ type Key struct {
 	NotAfter  Time `yaml:"notAfter"`
 }
 
+// Identity is somebody who signs with a certificate. Of subject and issuer, each is
+// given as a text or as a pattern.
+type Identity struct {
+	Name           string `yaml:"name"`
+	Subject        string `yaml:"subject"`
+	SubjectPattern string `yaml:"subjectPattern"`
+	Issuer         string `yaml:"issuer"`
+	IssuerPattern  string `yaml:"issuerPattern"`
+	// TrustedRoot is the name of a file (sigstore's trusted_root.json), relative to
+	// the policy. PolicyFile.Roots has its content.
+	TrustedRoot string `yaml:"trustedRoot"`
+}
+
 // Rule says which images it is for, and how many of which keys they need.
 type Rule struct {
 	Name       string   `yaml:"name"`
 	Repository string   `yaml:"repository"`
 	Product    string   `yaml:"product"`
 	Keys       []string `yaml:"keys"`
+	Identities []string `yaml:"identities"`
 	// Threshold is 0 where the file has none.
 	Threshold int `yaml:"threshold"`
 	// Annotations are claims as name=value.
 	Annotations []string `yaml:"annotations"`
+	// Attestations are statements that are needed beside signatures.
+	Attestations []Attestation `yaml:"attestations"`
+}
+
+// Attestation is a statement about an image: provenance by a builder, or an SBOM.
+type Attestation struct {
+	Type    string `yaml:"type"`
+	Builder string `yaml:"builder"`
+	Format  string `yaml:"format"`
+	// Keys and Identities may have signed it; those of the rule without any.
+	Keys       []string `yaml:"keys"`
+	Identities []string `yaml:"identities"`
 }
 
 // Channel says whose statements count for the tags of which repositories.
@@ -93,7 +121,9 @@ func (*Time) spelling() string { return "a time such as 2027-06-30T00:00:00Z" }
 type PolicyFile struct {
 	Policy
 	// Path is the file's name.
-	Path     string
+	Path string
+	// Roots are the trusted roots of Identities, in their order.
+	Roots    [][]byte
 	document document
 }
 
@@ -129,6 +159,14 @@ func LoadPolicy(names ...string) (PolicyFile, error) {
 	if err := f.check(); err != nil {
 		return f, err
 	}
+	for i, who := range f.Identities {
+		root, err := readRoot(filepath.Dir(name), who.TrustedRoot)
+		if err != nil {
+			field := fmt.Sprintf("identities[%d].trustedRoot", i)
+			return f, f.Blame(field, fmt.Errorf("%s: identity %s: %w", field, who.Name, err))
+		}
+		f.Roots = append(f.Roots, root)
+	}
 	for _, list := range []struct {
 		field string
 		keys  []Key
@@ -152,8 +190,10 @@ func LoadPolicy(names ...string) (PolicyFile, error) {
 // or a condition without a value would accept more than is written there.
 func (f PolicyFile) check() error {
 	complain := func(field, text string) error { return f.Blame(field, errors.New(field+": "+text)) }
-	if len(f.Keys) == 0 {
-		return complain("keys", "the list is empty, so nothing could be verified")
+	for field, list := range map[string]int{"keys": len(f.Keys), "identities": len(f.Identities)} {
+		if list == 0 && (f.document.has(field) || len(f.Keys)+len(f.Identities) == 0) {
+			return complain(field, "the list is empty, so nothing could be verified")
+		}
 	}
 	if len(f.Rules) == 0 && f.document.has("rules") {
 		return complain("rules", "the list is empty, so no image would be accepted; leave rules out to accept any one of keys")
@@ -167,8 +207,17 @@ func (f PolicyFile) check() error {
 			return complain(at+"product", "it is empty; leave it out for a rule that matches every product")
 		case len(r.Annotations) == 0 && f.document.has(at+"annotations"):
 			return complain(at+"annotations", "the list is empty; leave it out for a rule that asks for none")
+		case len(r.Identities) == 0 && f.document.has(at+"identities"):
+			return complain(at+"identities", "the list is empty; leave it out for a rule that keys alone satisfy")
+		case len(r.Keys) == 0 && f.document.has(at+"keys"):
+			return complain(at+"keys", "the list is empty; leave it out for a rule that identities alone satisfy")
+		case len(r.Attestations) == 0 && f.document.has(at+"attestations"):
+			return complain(at+"attestations", "the list is empty; leave it out for a rule that asks for none")
 		case r.Threshold < 1 && f.document.has(at+"threshold"):
 			return complain(at+"threshold", fmt.Sprintf("%d; expected is the number of different keys that must have signed, 1 or more", r.Threshold))
+		}
+		if err := f.checkAttestations(at, r.Attestations); err != nil {
+			return err
 		}
 	}
 	return f.checkChannels()
@@ -194,6 +243,29 @@ func (f PolicyFile) checkChannels() error {
 		return complain("channels", "the list is empty; leave it out if no tag needs a statement")
 	}
 	return nil
+}
+
+func (f PolicyFile) checkAttestations(rule string, list []Attestation) error {
+	for i, a := range list {
+		at := fmt.Sprintf("%sattestations[%d].", rule, i)
+		for field, n := range map[string]int{"builder": len(a.Builder), "format": len(a.Format), "keys": len(a.Keys), "identities": len(a.Identities)} {
+			if n == 0 && f.document.has(at+field) {
+				return f.Blame(at+field, fmt.Errorf("%s%s: it is empty; leave it out if it does not matter", at, field))
+			}
+		}
+	}
+	return nil
+}
+
+// readRoot reads a trusted root; its content is for package trust to judge.
+func readRoot(dir, name string) ([]byte, error) {
+	if name == "" {
+		return nil, errors.New("it has no trustedRoot, the name of a trusted_root.json")
+	}
+	if !filepath.IsAbs(name) {
+		name = filepath.Join(dir, name)
+	}
+	return os.ReadFile(name)
 }
 
 func (k *Key) read(dir string) error {

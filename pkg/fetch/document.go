@@ -33,12 +33,19 @@ func (r Ref) Document(ctx context.Context, tag string) (osimage.Document, error)
 	if err != nil {
 		return osimage.Document{}, err
 	}
-	sigs, err := Ref{name: tag, desc: desc, source: r.source}.Signatures(ctx)
+	sigs, err := Ref{name: tag, desc: desc, source: r.source}.For(first{}).Signatures(ctx)
 	if err != nil {
 		return osimage.Document{}, err
 	}
 	return osimage.Document{Digest: desc.Digest, Config: raw, Signatures: sigs}, nil
 }
+
+// first is content with what the first place has: a statement is signed in one form.
+type first struct{}
+
+func (first) Wants() []string { return nil }
+
+func (first) Enough(context.Context, osimage.Image, []osimage.Signature) bool { return true }
 
 // tagged asks for another tag of the repository.
 func (r repository) tagged(ctx context.Context, tag string) (ocispec.Descriptor, error) {

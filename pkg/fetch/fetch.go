@@ -48,6 +48,16 @@ type Ref struct {
 	name   string
 	desc   ocispec.Descriptor
 	source source
+	judge  Judge
+	image  *osimage.Image // what Describe read, with a judge
+}
+
+// Judge decides on signatures (trust.Verifier), and so which of them are read.
+type Judge interface {
+	// Wants lists the types of attestations that may take part in the decision.
+	Wants() []string
+	// Enough reports whether these signatures satisfy the judge.
+	Enough(ctx context.Context, img osimage.Image, found []osimage.Signature) bool
 }
 
 // Name is what was asked for, for people.
@@ -56,13 +66,23 @@ func (r Ref) Name() string { return r.name }
 // Digest is what the name meant when it was resolved.
 func (r Ref) Digest() digest.Digest { return r.desc.Digest }
 
+// For is the same reference, whose Signatures reads what the judge wants, and
+// stops when he has enough: that saves requests. He is asked after Describe.
+func (r Ref) For(j Judge) Ref {
+	if j != nil {
+		r.judge, r.image = j, new(osimage.Image)
+	}
+	return r
+}
+
 // source is where a Ref was resolved.
 type source interface {
 	opener
-	// signatures finds the manifests that hold cosign signatures of a digest.
-	signatures(ctx context.Context, image digest.Digest) ([]ocispec.Descriptor, error)
-	// tagged finds what another tag of the same place leads to.
+	// tagged finds what another tag of the same place leads to; osimage.ErrNoDocument
+	// says that there is no such tag.
 	tagged(ctx context.Context, tag string) (ocispec.Descriptor, error)
+	// referrers finds the manifests whose subject is the image.
+	referrers(ctx context.Context, image digest.Digest) ([]ocispec.Descriptor, error)
 	// blobs opens packs; what it fetches is kept until release.
 	blobs(ctx context.Context, image digest.Digest, sink progress.Sink) (osimage.Blobs, error)
 	release(ctx context.Context) error
@@ -96,28 +116,63 @@ func (r Ref) Describe(ctx context.Context) (osimage.Image, error) {
 	if err != nil {
 		return osimage.Image{}, fmt.Errorf("reading %s: %w", r.name, err)
 	}
+	if r.image != nil {
+		*r.image = img
+	}
 	return img, nil
 }
 
-// Signatures reads the classic cosign signatures that lie beside the image. An
-// image without any has an empty list.
+// Signatures reads the cosign signatures that lie beside the image: classic ones,
+// then sigstore bundles. Attestations are read only for a judge who wants them, for
+// they can be long. An image without any of these has an empty list.
 func (r Ref) Signatures(ctx context.Context) ([]osimage.Signature, error) {
 	if r.source == nil {
 		return nil, errUnresolved
 	}
-	manifests, err := r.source.signatures(ctx, r.desc.Digest)
-	if err != nil {
-		return nil, fmt.Errorf("looking for signatures of %s: %w", r.name, err)
+	e := evidence{source: r.source}
+	if r.judge != nil {
+		e.wanted = r.judge.Wants()
 	}
-	var list []osimage.Signature
-	for _, desc := range manifests {
-		more, err := readSignatures(ctx, r.source, desc)
+	for _, place := range r.places(e.wanted) {
+		manifests, err := place(ctx)
 		if err != nil {
-			return nil, fmt.Errorf("reading the signatures of %s: %w", r.name, err)
+			return nil, fmt.Errorf("looking for signatures of %s: %w", r.name, err)
 		}
-		list = append(list, more...)
+		for _, desc := range manifests {
+			if err := e.read(ctx, desc); err != nil {
+				return nil, fmt.Errorf("reading the signatures of %s: %w", r.name, err)
+			}
+		}
+		if r.judge != nil && len(e.found) > 0 && r.judge.Enough(ctx, *r.image, e.found) {
+			break
+		}
 	}
-	return list, nil
+	return e.found, nil
+}
+
+// places are where cosign puts signatures, the commonest first.
+func (r Ref) places(wanted []string) []func(context.Context) ([]ocispec.Descriptor, error) {
+	image := r.desc.Digest
+	tagged := func(tag string) func(context.Context) ([]ocispec.Descriptor, error) {
+		return func(ctx context.Context) ([]ocispec.Descriptor, error) {
+			desc, err := r.source.tagged(ctx, tag)
+			if errors.Is(err, osimage.ErrNoDocument) {
+				return nil, nil
+			}
+			return []ocispec.Descriptor{desc}, err
+		}
+	}
+	list := []func(context.Context) ([]ocispec.Descriptor, error){tagged(osimage.SignatureTag(image))}
+	if len(wanted) > 0 {
+		list = append(list, tagged(osimage.AttestationTag(image)))
+	}
+	return append(list, func(ctx context.Context) ([]ocispec.Descriptor, error) {
+		found, err := r.source.referrers(ctx, image)
+		if err != nil {
+			return nil, err
+		}
+		return osimage.BundleManifests(found, wanted)
+	})
 }
 
 // Blobs opens the packs. What is kept stays, also when the work is interrupted,
@@ -176,25 +231,45 @@ func plain(d ocispec.Descriptor) ocispec.Descriptor {
 	return ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}
 }
 
-// readSignatures reads the classic cosign signatures of one signature manifest.
-func readSignatures(ctx context.Context, from opener, desc ocispec.Descriptor) ([]osimage.Signature, error) {
-	raw, err := readSmall(ctx, from, desc, osimage.MaxManifest)
+// evidence collects signatures within the limits on all of them together.
+type evidence struct {
+	source opener
+	wanted []string
+	found  []osimage.Signature
+	total  int64
+}
+
+// read adds the signatures of one manifest.
+func (e *evidence) read(ctx context.Context, desc ocispec.Descriptor) error {
+	raw, err := readSmall(ctx, e.source, desc, osimage.MaxManifest)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	layers, err := osimage.SignatureLayers(raw)
+	layers, err := osimage.SignatureLayers(raw, e.wanted)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	var list []osimage.Signature
 	for _, layer := range layers {
-		payload, err := readSmall(ctx, from, layer, osimage.MaxPayload)
-		if err != nil {
-			return nil, err
+		if len(e.found) == osimage.MaxSignatures {
+			return fmt.Errorf("%w: more than %d signatures", osimage.ErrInvalid, osimage.MaxSignatures)
 		}
-		list = append(list, osimage.Signature{
-			Payload: payload, Base64: layer.Annotations[osimage.SignatureAnnotation], Annotations: layer.Annotations,
-		})
+		s := osimage.Signature{Form: layer.Form, Base64: layer.Annotations[osimage.SignatureAnnotation], Annotations: layer.Annotations}
+		if layer.Oversize {
+			s.Oversize = layer.Size
+			e.found = append(e.found, s)
+			continue
+		}
+		e.total += layer.Size
+		for name, value := range layer.Annotations {
+			e.total += int64(len(name) + len(value))
+		}
+		if e.total > osimage.MaxEvidence {
+			return fmt.Errorf("%w: more than %d bytes of signatures and attestations", osimage.ErrInvalid, osimage.MaxEvidence)
+		}
+		if s.Payload, err = readSmall(ctx, e.source, layer.Descriptor, osimage.MaxAttestation); err != nil {
+			return err
+		}
+		e.found = append(e.found, s)
 	}
-	return list, nil
+	return nil
 }

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -72,10 +73,10 @@ func (l *Layout) Close() error { return l.files.Close() }
 
 // Resolve finds the OS artifact of the layout: the one with the given digest, or
 // the only one when want is empty.
-func (l *Layout) Resolve(_ context.Context, want string) (Ref, error) {
+func (l *Layout) Resolve(ctx context.Context, want string) (Ref, error) {
 	var found []ocispec.Descriptor
 	for _, d := range l.index.Manifests {
-		if !beside(d) && (want == "" || d.Digest.String() == want) {
+		if !beside(d) && (want == "" || d.Digest.String() == want) && l.subject(ctx, d) == "" {
 			found = append(found, d)
 		}
 	}
@@ -97,15 +98,42 @@ func beside(d ocispec.Descriptor) bool {
 		d.ArtifactType != "" && d.ArtifactType != osimage.ArtifactType
 }
 
-// signatures finds those that the layout carries under cosign's tag.
-func (l *Layout) signatures(_ context.Context, image digest.Digest) ([]ocispec.Descriptor, error) {
+// referrers finds them where tools put them: in the layout's own index, by their
+// subject, and in an index under the tag that stands in for the referrers API.
+func (l *Layout) referrers(ctx context.Context, image digest.Digest) ([]ocispec.Descriptor, error) {
 	var list []ocispec.Descriptor
 	for _, d := range l.index.Manifests {
-		if d.Annotations[ocispec.AnnotationRefName] == osimage.SignatureTag(image) {
-			list = append(list, d)
+		if d.Annotations[ocispec.AnnotationRefName] != osimage.ReferrersTag(image) {
+			if l.subject(ctx, d) == image {
+				list = append(list, d)
+			}
+			continue
 		}
+		raw, err := readSmall(ctx, l, d, osimage.MaxManifest)
+		if err != nil {
+			return nil, err
+		}
+		var index ocispec.Index
+		if err := json.Unmarshal(raw, &index); err != nil {
+			return nil, fmt.Errorf("%w: the list of referrers of %s: %w", ErrLayout, image, err)
+		}
+		list = append(list, index.Manifests...)
 	}
-	return list, nil
+	seen := map[digest.Digest]bool{}
+	return slices.DeleteFunc(list, func(d ocispec.Descriptor) bool {
+		twice := seen[d.Digest]
+		seen[d.Digest] = true
+		return twice
+	}), nil
+}
+
+// subject is what a manifest of the layout's index refers to; empty for an image.
+func (l *Layout) subject(ctx context.Context, d ocispec.Descriptor) digest.Digest {
+	raw, err := readSmall(ctx, l, d, osimage.MaxManifest)
+	if err != nil {
+		return "" // who needs the manifest finds out why
+	}
+	return osimage.ParseReferrer(raw).Subject
 }
 
 // blobs reads in place; nothing is copied and nothing needs releasing.

@@ -215,14 +215,23 @@ func (e explained) Read(p []byte) (int, error) {
 
 func (e explained) elsewhere() bool { return e.r.moveOn(e.t) }
 
-// signatures looks at cosign's tag, with the same credentials as the pull.
-func (r repository) signatures(ctx context.Context, image digest.Digest) ([]ocispec.Descriptor, error) {
-	_, desc, err := r.resolver.Resolve(ctx, r.spec.Locator+":"+osimage.SignatureTag(image))
-	if errdefs.IsNotFound(err) {
-		return nil, nil
-	}
+// referrers asks the referrers API and, where a registry has none, the tag that
+// stands in for it.
+func (r repository) referrers(ctx context.Context, image digest.Digest) ([]ocispec.Descriptor, error) {
+	fetcher, err := r.resolver.Fetcher(ctx, r.spec.String())
 	if err != nil {
 		return nil, r.explain(err)
 	}
-	return []ocispec.Descriptor{asManifest(desc)}, nil
+	asker, ok := fetcher.(remotes.ReferrersFetcher)
+	if !ok {
+		return nil, fmt.Errorf("%w: its client cannot ask for referrers", ErrRegistry)
+	}
+	list, err := asker.FetchReferrers(ctx, image)
+	if err != nil {
+		return nil, r.explain(err)
+	}
+	for i := range list {
+		list[i] = asManifest(list[i])
+	}
+	return list, nil
 }

@@ -84,8 +84,10 @@ func FuzzSignatureLayers(f *testing.F) {
 		f.Add(raw)
 	}
 	f.Add([]byte(`{"layers":[{"mediaType":"` + MediaTypeSignature + `","size":-1,"digest":"` + layer.Digest.String() + `"}]}`))
+	f.Add([]byte(`{"layers":[{"mediaType":"` + MediaTypeEnvelope + `","size":70000,"digest":"` + layer.Digest.String() + `","annotations":{"predicateType":"` + PredicateSPDX + `"}}]}`))
+	f.Add([]byte(`{"annotations":{"` + PredicateAnnotation + `":"` + PredicateSPDX + `"},"layers":[{"mediaType":"` + bundlePrefix + `.v0.3+json","size":99999999,"digest":"` + layer.Digest.String() + `"}]}`))
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		layers, err := SignatureLayers(raw)
+		layers, err := SignatureLayers(raw, Attestations())
 		if err != nil && !errors.Is(err, ErrInvalid) {
 			t.Errorf("an error without a class: %v", err)
 		}
@@ -93,7 +95,11 @@ func FuzzSignatureLayers(f *testing.F) {
 			t.Errorf("%d signatures", len(layers))
 		}
 		for _, l := range layers {
-			if l.Size < 0 || l.Size > MaxPayload || checkDigest(l.Digest) != nil {
+			limit := int64(MaxPayload)
+			if l.Form != Classic {
+				limit = MaxAttestation
+			}
+			if !l.Oversize && (l.Size < 0 || l.Size > limit) || checkDigest(l.Digest) != nil {
 				t.Errorf("accepted %+v", l)
 			}
 		}

@@ -36,7 +36,7 @@ const schema = 1
 
 // maxFile bounds a record in bytes: manifest and config at their limits, in
 // base64, and a hundred signatures.
-const maxFile = (osimage.MaxManifest+osimage.MaxConfig)/3*4 + 16<<20
+const maxFile = (osimage.MaxManifest+osimage.MaxConfig+osimage.MaxEvidence)/3*4 + 16<<20
 
 var (
 	// ErrNone says that nothing is kept of what the slot should hold.
@@ -76,12 +76,14 @@ type file struct {
 }
 
 type fileSignature struct {
-	Payload   []byte `json:"payload"`
-	Signature string `json:"signature"` // base64, as found
+	Payload   []byte       `json:"payload"`
+	Signature string       `json:"signature"` // base64, as found
+	Form      osimage.Form `json:"form,omitempty"`
+	// Annotations carry certificates and what proves them.
+	Annotations map[string]string `json:"annotations,omitempty"`
 }
 
-// Encode is the content of the record's file. Annotations of signatures are left
-// out: nothing is decided on them.
+// Encode is the content of the record's file.
 func (r Record) Encode() ([]byte, error) {
 	if !r.image.Valid() {
 		return nil, errors.New("encoding the record of a slot: there is no image")
@@ -91,7 +93,7 @@ func (r Record) Encode() ([]byte, error) {
 		Manifest: r.image.RawManifest(), Config: r.image.RawConfig(), Signatures: []fileSignature{},
 	}
 	for _, s := range r.signatures {
-		f.Signatures = append(f.Signatures, fileSignature{s.Payload, s.Base64})
+		f.Signatures = append(f.Signatures, fileSignature{s.Payload, s.Base64, s.Form, s.Annotations})
 	}
 	data, err := json.MarshalIndent(f, "", "  ")
 	if err != nil {
@@ -118,7 +120,7 @@ func Parse(data []byte) (Record, error) {
 	}
 	r := Record{image: img, reference: f.Reference}
 	for _, s := range f.Signatures {
-		r.signatures = append(r.signatures, osimage.Signature{Payload: s.Payload, Base64: s.Signature})
+		r.signatures = append(r.signatures, osimage.Signature{Form: s.Form, Payload: s.Payload, Base64: s.Signature, Annotations: s.Annotations})
 	}
 	return r, nil
 }

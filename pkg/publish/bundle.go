@@ -273,8 +273,8 @@ func header(name string, size int64) *tar.Header {
 }
 
 // pushCompanions uploads what a layout has beside its image, apart from the classic
-// signatures, which are added to those that are there: attestations and lists under
-// cosign's tags, and what refers to the image. The statement of a channel goes only to
+// signatures and attestations, which are added to those that are there: lists under a
+// tag of cosign's, and what refers to the image. The statement of a channel goes only to
 // the tag that it is about, after what vouches for it.
 func (l layout) pushCompanions(ctx context.Context, pusher *remote.Pusher, target name.Reference) error {
 	repo := target.Context()
@@ -303,7 +303,7 @@ func (l layout) pushBeside(ctx context.Context, pusher *remote.Pusher, repo name
 	for _, d := range l.index.Manifests {
 		title := d.Annotations[ocispec.AnnotationRefName]
 		switch {
-		case l.isSignature(d) || d.MediaType == ocispec.MediaTypeImageIndex:
+		case slices.Contains(l.signatureTags(), title) || d.MediaType == ocispec.MediaTypeImageIndex:
 		case title == "" && l.refersTo(d, of):
 			if err := l.pushStored(ctx, pusher, repo.Digest(d.Digest.String()), d); err != nil {
 				return err

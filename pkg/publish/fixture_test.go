@@ -97,10 +97,10 @@ type testRegistry struct {
 	log []string
 }
 
-func newRegistry(t testing.TB) *testRegistry {
+func newRegistry(t testing.TB, options ...registry.Option) *testRegistry {
 	t.Helper()
 	r := &testRegistry{}
-	handler := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	handler := registry.New(append(options, registry.Logger(log.New(io.Discard, "", 0)))...)
 	r.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		r.mu.Lock()
 		r.log = append(r.log, req.Method+" "+req.URL.Path)

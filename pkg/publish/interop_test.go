@@ -26,12 +26,13 @@ import (
 // machine takes part.
 type tool struct {
 	path, home string
+	env        []string
 }
 
 func newCosign(t testing.TB) tool {
 	t.Helper()
 	need.Long(t)
-	return tool{need.Tool(t, "cosign"), t.TempDir()}
+	return tool{path: need.Tool(t, "cosign"), home: t.TempDir()}
 }
 
 func (c tool) run(t testing.TB, args ...string) (string, error) {
@@ -39,6 +40,7 @@ func (c tool) run(t testing.TB, args ...string) (string, error) {
 	cmd := exec.CommandContext(t.Context(), c.path, args...)
 	cmd.Dir = c.home
 	cmd.Env = []string{"HOME=" + c.home, "DOCKER_CONFIG=" + c.home, "PATH=/usr/bin:/bin", "COSIGN_PASSWORD=s3cret", "COSIGN_YES=true"}
+	cmd.Env = append(cmd.Env, c.env...)
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }

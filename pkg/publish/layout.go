@@ -87,10 +87,15 @@ func (l layout) readImage(desc ocispec.Descriptor) (osimage.Image, error) {
 	return osimage.Parse(desc, raw, config)
 }
 
-// signatures returns the set of signatures that the layout carries for its
-// image, or nil.
-func (l layout) signatures() (*signatureSet, error) {
-	i := slices.IndexFunc(l.index.Manifests, l.isSignature)
+// signatureTags are those of the image's classic signatures and attestations.
+func (l layout) signatureTags() []string {
+	return []string{osimage.SignatureTag(l.image.Digest()), osimage.AttestationTag(l.image.Digest())}
+}
+
+// signatures returns the set of signatures that the layout carries for its image
+// under a tag, or nil.
+func (l layout) signatures(tag string) (*signatureSet, error) {
+	i := slices.IndexFunc(l.index.Manifests, func(d ocispec.Descriptor) bool { return d.Annotations[ocispec.AnnotationRefName] == tag })
 	if i < 0 {
 		return nil, nil
 	}

@@ -54,7 +54,12 @@ func Push(ctx context.Context, dir, ref string, o Options) (digest.Digest, error
 	if err := pusher.Put(ctx, repo.Digest(d.String()), manifest); err != nil {
 		return "", registryError(doing, err)
 	}
-	if err := l.pushSignatures(ctx, pusher, repo, o); err != nil {
+	for _, tag := range l.signatureTags() {
+		if err := l.pushSignatures(ctx, pusher, repo.Tag(tag), o); err != nil {
+			return "", err
+		}
+	}
+	if err := l.pushReferrers(ctx, pusher, repo); err != nil {
 		return "", err
 	}
 	if err := l.pushCompanions(ctx, pusher, target); err != nil {

@@ -86,7 +86,7 @@ func signLayout(ctx context.Context, dir string, key *Key) (Signed, error) {
 		return Signed{}, err
 	}
 	d := l.image.Digest()
-	base, err := l.signatures()
+	base, err := l.signatures(osimage.SignatureTag(d))
 	if err != nil {
 		return Signed{}, err
 	}

@@ -340,7 +340,7 @@ func TestSignRefusesAFullSet(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	set, err := l.signatures()
+	set, err := l.signatures(l.signatureTags()[0])
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -56,8 +56,12 @@ func (s *signatureSet) check() error {
 		return fmt.Errorf("%d signatures, machines look at no more than %d", n, osimage.MaxSignatures)
 	}
 	for _, desc := range m.Layers {
-		if desc.Size > osimage.MaxPayload {
-			return fmt.Errorf("a signed payload of %d bytes, machines read no more than %d", desc.Size, osimage.MaxPayload)
+		limit := int64(osimage.MaxPayload)
+		if desc.MediaType == osimage.MediaTypeEnvelope {
+			limit = osimage.MaxAttestation
+		}
+		if desc.Size > limit {
+			return fmt.Errorf("a signed payload of %d bytes, machines read no more than %d", desc.Size, limit)
 		}
 	}
 	return nil
@@ -95,11 +99,11 @@ func (s *signatureSet) lacking(other *signatureSet) ([]oci.Signature, error) {
 			if err != nil {
 				return nil, err
 			}
-			b64, err := sig.Base64Signature()
+			annotations, err := sig.Annotations()
 			if err != nil {
 				return nil, err
 			}
-			id := identity{hash, b64}
+			id := identity{hash, annotations[osimage.SignatureAnnotation]} // an attestation has none
 			if set == other && !have[id] {
 				missing = append(missing, sig)
 			}
@@ -131,13 +135,13 @@ func signatureTag(repo name.Repository, d digest.Digest) name.Tag {
 	return repo.Tag(osimage.SignatureTag(d))
 }
 
-// pushSignatures adds the layout's signatures to those that the registry has.
-func (l layout) pushSignatures(ctx context.Context, pusher *remote.Pusher, repo name.Repository, o Options) error {
-	local, err := l.signatures()
+// pushSignatures adds the layout's signatures, or attestations, to those that the
+// registry has.
+func (l layout) pushSignatures(ctx context.Context, pusher *remote.Pusher, tag name.Tag, o Options) error {
+	local, err := l.signatures(tag.TagStr())
 	if err != nil || local == nil {
 		return err
 	}
-	tag := signatureTag(repo, l.image.Digest())
 	there, err := remoteSignatures(ctx, tag, o)
 	if err != nil {
 		return err

@@ -16,8 +16,21 @@ type RuleInfo struct {
 	Product    string // empty: every one
 	Threshold  int    // different keys that must have signed
 	Keys       []string
+	// Identities are the names of those that count beside Keys.
+	Identities []string
 	// Annotations are the claims name=value that each signature has to carry.
 	Annotations []string
+	// Attestations say what is needed beside signatures.
+	Attestations []string
+}
+
+// IdentityInfo describes an identity of a policy for people.
+type IdentityInfo struct {
+	Name, Subject, Issuer string // a pattern stands between slashes
+	// TrustedRoot is the SHA-256 of the file, in hex.
+	TrustedRoot string
+	// Signed says that a signature by it counts; only in an Explanation.
+	Signed bool
 }
 
 // KeyInfo describes a key of a policy for people.
@@ -41,8 +54,9 @@ type Explanation struct {
 	// none matches, Rule is nil and Index is -1.
 	Rule  *RuleInfo
 	Index int
-	// Keys are those of the rule.
-	Keys []KeyInfo
+	// Keys and Identities are those of the rule.
+	Keys       []KeyInfo
+	Identities []IdentityInfo
 	// Found sums up all signatures, those that count first.
 	Found string
 	// Refusal is the answer of Verify; nil if it accepts.
@@ -78,8 +92,13 @@ func (v *Verifier) Explain(ctx context.Context, img osimage.Image, sigs []osimag
 	e.Rule = &info
 	for _, k := range j.rule.keys {
 		described := v.describe(k, img.Config().Created)
-		described.Signed = slices.ContainsFunc(j.found.counted, func(c key) bool { return c.fingerprint == k.fingerprint })
+		described.Signed = j.found.has("key " + k.fingerprint)
 		e.Keys = append(e.Keys, described)
+	}
+	for _, i := range j.rule.identities {
+		described := i.info()
+		described.Signed = j.found.has("identity " + i.Name)
+		e.Identities = append(e.Identities, described)
 	}
 	return e, nil
 }
@@ -88,6 +107,12 @@ func (r rule) info() RuleInfo {
 	info := RuleInfo{Name: r.name, Repository: r.repository, Product: r.product, Threshold: r.threshold, Annotations: r.claims()}
 	for _, k := range r.keys {
 		info.Keys = append(info.Keys, k.name)
+	}
+	for _, i := range r.identities {
+		info.Identities = append(info.Identities, i.Name)
+	}
+	for _, a := range r.attestations {
+		info.Attestations = append(info.Attestations, a.String())
 	}
 	return info
 }
@@ -98,6 +123,31 @@ func (v *Verifier) describe(k key, created time.Time) KeyInfo {
 		info.Ignored = "revoked"
 	}
 	return info
+}
+
+func (f findings) has(id string) bool {
+	return slices.ContainsFunc(f.counted, func(v voucher) bool { return slices.Contains(v.ids, id) })
+}
+
+func (i identity) info() IdentityInfo {
+	between := func(text, pattern string) string {
+		if pattern != "" {
+			return "/" + pattern + "/"
+		}
+		return text
+	}
+	return IdentityInfo{
+		Name: i.Name, Subject: between(i.Subject, i.SubjectPattern), Issuer: between(i.Issuer, i.IssuerPattern), TrustedRoot: i.root.fingerprint,
+	}
+}
+
+// Identities describes the identities.
+func (v *Verifier) Identities() []IdentityInfo {
+	var list []IdentityInfo
+	for _, i := range v.identities {
+		list = append(list, i.info())
+	}
+	return list
 }
 
 // Rules describes the rules, in order.
@@ -133,7 +183,7 @@ type Doubt struct {
 // rule asks for.
 func (v *Verifier) Doubts() []Doubt {
 	var list []Doubt
-	asked := map[string]bool{}
+	asked, askedFor := map[string]bool{}, map[string]bool{}
 	for i, r := range v.rules {
 		field := fmt.Sprintf("rules[%d]", i)
 		for _, before := range v.rules[:i] {
@@ -149,13 +199,33 @@ func (v *Verifier) Doubts() []Doubt {
 				count++
 			}
 		}
+		count += len(r.identities)
 		if count < r.threshold {
 			list = append(list, Doubt{field, fmt.Sprintf("the rule %s accepts nothing now: it asks for %d different keys, and %d of its keys count", r.name, r.threshold, count)})
+		}
+		if len(r.annotations) > 0 && len(r.identities) > 0 {
+			list = append(list, Doubt{field, fmt.Sprintf("the rule %s asks for annotations, which sigstore bundles do not carry", r.name)})
+		}
+		for _, a := range r.attestations {
+			for _, k := range a.keys {
+				asked[k.fingerprint] = true
+			}
+			for _, i := range a.identities {
+				askedFor[i.Name] = true
+			}
+		}
+		for _, i := range r.identities {
+			askedFor[i.Name] = true
 		}
 	}
 	for i, k := range v.keys {
 		if !asked[k.fingerprint] {
 			list = append(list, Doubt{fmt.Sprintf("keys[%d]", i), "no rule asks for the key " + k.name})
+		}
+	}
+	for i, who := range v.identities {
+		if !askedFor[who.Name] {
+			list = append(list, Doubt{fmt.Sprintf("identities[%d]", i), "no rule asks for the identity " + who.Name})
 		}
 	}
 	return list

@@ -10,7 +10,6 @@ import (
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
-	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
@@ -21,9 +20,9 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/kapernikov/osctl/pkg/osimage"
+	"github.com/opencontainers/go-digest"
 	"github.com/sigstore/cosign/v2/pkg/cosign"
 	"github.com/sigstore/cosign/v2/pkg/oci"
-	"github.com/sigstore/cosign/v2/pkg/oci/static"
 	"github.com/sigstore/sigstore/pkg/cryptoutils"
 	"github.com/sigstore/sigstore/pkg/cryptoutils/goodkey"
 	"github.com/sigstore/sigstore/pkg/signature"
@@ -140,20 +139,33 @@ func newVerifiers(pub crypto.PublicKey) ([]signature.Verifier, error) {
 	return []signature.Verifier{verifier}, nil
 }
 
-// candidate turns what a registry said into something that cosign's library
-// verifies. The annotations stay behind: what they carry (a certificate, a log
-// entry, a bundle with its own key) must not take part in the decision.
-func candidate(s osimage.Signature) (oci.Signature, error) {
-	if len(s.Payload) > osimage.MaxPayload {
-		return nil, fmt.Errorf("a payload of %d bytes, the limit is %d", len(s.Payload), osimage.MaxPayload)
+// matchKey is match for an exhibit of any form.
+func (x exhibit) matchKey(ctx context.Context, hash v1.Hash, keys []key, annotations map[string]any) (key, error) {
+	if x.classic != nil {
+		return match(ctx, x.classic, hash, keys, annotations)
 	}
-	if len(s.Base64) > maxBase64 {
-		return nil, fmt.Errorf("a signature of %d bytes, the limit is %d", len(s.Base64), maxBase64)
+	k, _, err := x.byKey(ctx, keys, digest.Digest(hash.String()), osimage.PredicateSignature)
+	if err == nil {
+		err = lacksAnnotations(k.name, annotations)
 	}
-	if raw, err := base64.StdEncoding.DecodeString(s.Base64); err != nil || len(raw) == 0 {
-		return nil, errors.New("a signature that is no base64")
+	return k, err
+}
+
+// lacksAnnotations refuses a bundle where a rule asks for annotations: cosign puts
+// none into a bundle.
+func lacksAnnotations(who string, annotations map[string]any) error {
+	if len(annotations) == 0 {
+		return nil
 	}
-	return static.NewSignature(s.Payload, s.Base64)
+	return &claimError{key: who, lacks: true, err: errors.New("a bundle carries no annotations")}
+}
+
+// claimBy says whose claim does not hold.
+func claimBy(err error, who string) error {
+	if claim := (*claimError)(nil); errors.As(err, &claim) {
+		claim.key = who
+	}
+	return err
 }
 
 // match returns the key that made sig over hash. Otherwise the error is a

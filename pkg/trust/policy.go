@@ -1,6 +1,7 @@
 package trust
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"path"
@@ -32,11 +33,13 @@ func (e *PolicyError) Unwrap() []error { return []error{ErrPolicy, e.Err} }
 
 // Policy says whose signatures make an image acceptable.
 type Policy struct {
-	Keys []Key
+	// Keys and Identities are who may sign; there has to be one.
+	Keys       []Key
+	Identities []Identity
 	// Rules are tried in order, and the first that matches an image decides alone;
 	// an image that none matches is refused. Nil stands for one rule that matches
-	// every image and asks for a signature by any one of Keys; an empty list is an
-	// error.
+	// every image and asks for a signature by any one of Keys and Identities; an
+	// empty list is an error.
 	Rules []PolicyRule
 	// Revoked is what no rule can make good.
 	Revoked Revoked
@@ -67,13 +70,16 @@ type PolicyRule struct {
 	Repository string
 	// Product is the product that the image must say it is of; empty matches all.
 	Product string
-	// Keys are names of keys of the policy. Threshold is how many different ones
-	// must have signed; 0 stands for 1.
-	Keys      []string
-	Threshold int
+	// Keys and Identities are names of those of the policy. Threshold is how many
+	// different ones of both together must have signed; 0 stands for 1.
+	Keys       []string
+	Identities []string
+	Threshold  int
 	// Annotations are claims name=value that each signature has to carry within
-	// what is signed, as cosign sign -a makes them.
+	// what is signed, as cosign sign -a makes them. Bundles carry none.
 	Annotations []string
+	// Attestations are statements that are needed beside the signatures, all of them.
+	Attestations []PolicyAttestation
 }
 
 // Revoked lists keys, told by the key itself whatever its name, and digests of
@@ -89,7 +95,7 @@ const DefaultRule = "default"
 // New checks a policy. Its error is a *PolicyError. What it returns knows no
 // circumstances: see Under.
 func New(p Policy) (*Verifier, error) {
-	if len(p.Keys) == 0 {
+	if len(p.Keys)+len(p.Identities) == 0 {
 		return nil, &PolicyError{"keys", errors.New("it names no key; add the publisher's cosign.pub under keys")}
 	}
 	keys, err := parseKeys("keys", p.Keys)
@@ -100,7 +106,11 @@ func New(p Policy) (*Verifier, error) {
 	if err != nil {
 		return nil, err
 	}
-	v := &Verifier{keys: keys, revoked: map[string]string{}, digests: map[digest.Digest]bool{}}
+	identities, err := parseIdentities(p.Identities, keys)
+	if err != nil {
+		return nil, err
+	}
+	v := &Verifier{keys: keys, identities: identities, digest: p.digest(), revoked: map[string]string{}, digests: map[digest.Digest]bool{}}
 	for _, k := range revoked {
 		v.revoked[k.fingerprint] = k.name
 		v.gone = append(v.gone, k)
@@ -112,14 +122,24 @@ func New(p Policy) (*Verifier, error) {
 		v.digests[d] = true
 	}
 	if p.Rules == nil {
-		v.rules = []rule{{name: DefaultRule, keys: keys, threshold: 1}}
+		v.rules = []rule{{name: DefaultRule, keys: keys, identities: identities, threshold: 1}}
 		return v, nil
 	}
-	v.rules, err = parseRules(p.Rules, keys)
+	v.rules, err = parseRules(p.Rules, keys, identities)
 	if err != nil {
 		return nil, err
 	}
 	return v, nil
+}
+
+// digest identifies a policy by all that it says. The types hold nothing that has no
+// JSON.
+func (p Policy) digest() digest.Digest {
+	text, err := json.Marshal(p)
+	if err != nil {
+		return ""
+	}
+	return digest.FromBytes(text)
 }
 
 // parseKeys checks a list of keys: no name and no key is there twice.
@@ -156,12 +176,14 @@ func parseKeys(field string, list []Key) ([]key, error) {
 type rule struct {
 	name, repository, product string
 	keys                      []key
+	identities                []identity
 	threshold                 int
 	annotations               map[string]any
+	attestations              []attestation
 }
 
 // parseRules checks the rules and finds their keys.
-func parseRules(list []PolicyRule, keys []key) ([]rule, error) {
+func parseRules(list []PolicyRule, keys []key, identities []identity) ([]rule, error) {
 	if len(list) == 0 {
 		return nil, &PolicyError{"rules", errors.New("the list is empty, so no image would be accepted; leave rules out to accept any one of keys")}
 	}
@@ -204,11 +226,23 @@ func parseRules(list []PolicyRule, keys []key) ([]rule, error) {
 			}
 			r.keys = append(r.keys, keys[at])
 		}
-		if len(r.keys) == 0 {
+		var err error
+		if r.identities, err = pick("identity", p.Identities, identities, func(i identity) string { return i.Name }); err != nil {
+			return fail(".identities", err)
+		}
+		most := len(r.keys) + len(r.identities)
+		if most == 0 {
 			return fail("", fmt.Errorf("rule %q: it names no keys, so it would accept nothing", p.Name))
 		}
-		if p.Threshold < 0 || p.Threshold > len(r.keys) {
-			return fail(".threshold", fmt.Errorf("%d of %d keys; allowed are 1 to %d", p.Threshold, len(r.keys), len(r.keys)))
+		if p.Threshold < 0 || p.Threshold > most {
+			return fail(".threshold", fmt.Errorf("%d of %d keys; allowed are 1 to %d", p.Threshold, most, most))
+		}
+		for j, a := range p.Attestations {
+			parsed, err := a.parse(r, keys, identities)
+			if err != nil {
+				return fail(fmt.Sprintf(".attestations[%d]", j), err)
+			}
+			r.attestations = append(r.attestations, parsed)
 		}
 		rules = append(rules, r)
 	}
@@ -307,6 +341,9 @@ func (r rule) want() string {
 	var names []string
 	for _, k := range r.keys {
 		names = append(names, k.String())
+	}
+	for _, i := range r.identities {
+		names = append(names, i.String())
 	}
 	want := "a signature by " + strings.Join(names, " or ")
 	if r.threshold > 1 {

@@ -37,6 +37,13 @@ const (
 	// Malformed: a key of the policy signed something that is no statement
 	// about an image, or nothing that was found is a signature at all.
 	Malformed Rule = "malformed-signature"
+	// UnknownIdentity: the certificates are good, and for others than the rule names.
+	UnknownIdentity Rule = "unknown-identity"
+	// Unproven: a certificate, an entry of a log or a timestamp does not hold.
+	Unproven Rule = "unproven-certificate"
+	// Attestation: the image is signed, and a statement that the rule asks for is
+	// missing, or by somebody else.
+	Attestation Rule = "attestation"
 	// UnknownKey: all signatures were made by keys that the policy lacks, or that
 	// the rule for this image does not name.
 	UnknownKey Rule = "unknown-key"
@@ -64,12 +71,15 @@ type disregard struct {
 // findings sorts the signatures: the different keys that count, and those that
 // did not count.
 type findings struct {
-	counted   []key
-	malformed []error
-	claims    []*claimError
-	ignored   []string // by keys that the policy knows and that do not count
-	rules     []Rule   // why they do not
-	unknown   int
+	counted      []voucher
+	malformed    []error
+	claims       []*claimError
+	certified    []*certifiedError
+	ignored      []string // by keys that the policy knows and that do not count
+	rules        []Rule   // why they do not
+	unknown      int
+	attestations int      // that lie there; a rule may ask for them
+	attested     []string // what was asked for and found
 }
 
 func (f *findings) add(d disregard, k key) {
@@ -83,9 +93,10 @@ func (f *findings) add(d disregard, k key) {
 
 func (f *findings) String() string {
 	var parts []string
-	for _, k := range f.counted {
-		parts = append(parts, "one by "+k.String())
+	for _, v := range f.counted {
+		parts = append(parts, "one by "+v.text)
 	}
+	parts = append(parts, f.attested...)
 	parts = append(parts, f.ignored...)
 	for _, c := range f.claims {
 		if c.lacks {
@@ -99,8 +110,14 @@ func (f *findings) String() string {
 	if f.unknown > 0 {
 		parts = append(parts, fmt.Sprintf("%s by no key of the policy", plural(f.unknown)))
 	}
+	for _, err := range f.certified {
+		parts = append(parts, err.Error())
+	}
 	for _, err := range f.malformed {
 		parts = append(parts, err.Error())
+	}
+	if len(parts) == 0 && f.attestations > 0 {
+		parts = append(parts, "attestations, which are no signatures")
 	}
 	const most = 5
 	if n := len(parts); n > most {
@@ -128,6 +145,15 @@ func (r *rule) refuse(image digest.Digest, f findings) *Refusal {
 	case slices.ContainsFunc(f.claims, func(c *claimError) bool { return c.digest != "" }):
 		no.Rule = OtherImage
 		no.Next = "signatures do not carry over to another build: sign this digest (osctl sign), and ask who put a foreign signature beside it"
+	case slices.ContainsFunc(f.certified, func(c *certifiedError) bool { return c.who != "" }):
+		no.Rule = UnknownIdentity
+		no.Next = "if you trust who signed, add the identity to the policy; otherwise do not install this image"
+	case len(f.certified) > 0:
+		no.Rule = Unproven
+		no.Next = "sign the image again with the log and the timestamp service that the policy's trusted root names, or bring the trusted root up to date"
+	case f.attestations > 0 && f.unknown+len(f.claims)+len(f.malformed)+len(f.ignored) == 0:
+		no.Rule = Unsigned
+		no.Next = "sign the image (osctl sign REF --key KEY); an attestation says how it was made, not that it is good"
 	case len(f.claims) > 0, f.unknown == 0 && len(f.ignored) == 0:
 		no.Rule = Malformed
 		no.Next = "sign the image again (osctl sign or cosign sign --key)"
@@ -145,6 +171,17 @@ func (r *rule) refuseCount(image digest.Digest, n int) *Refusal {
 	return &Refusal{
 		TooMany, image, plural(n), fmt.Sprintf("at most %d", osimage.MaxSignatures),
 		fmt.Sprintf("remove the tag %s from the repository and sign the image again", osimage.SignatureTag(image)),
+	}
+}
+
+func (r *rule) refuseAttestation(image digest.Digest, a attestation, instead string) *Refusal {
+	want := a.String()
+	if r.name != DefaultRule {
+		want += " (rule " + r.name + ")"
+	}
+	return &Refusal{
+		Attestation, image, "the signatures that are needed, and of the attestation that is asked for: " + instead, want,
+		"attest it (cosign attest --type " + a.option() + "), or ask the publisher for an image that has it",
 	}
 }
 

@@ -3,6 +3,7 @@ package trust
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -22,20 +23,20 @@ func (v *Verifier) VerifyDigest(ctx context.Context, d digest.Digest, made time.
 	if err != nil {
 		return "", fmt.Errorf("verifying signatures of %s: %w", d, err)
 	}
-	j := judgement{rule: &v.rules[0]}
+	j := judgement{digest: d, created: made, rule: &v.rules[0]}
 	switch n := len(sigs); {
 	case v.digests[d]:
 		return "", refuseRevoked(d)
 	case n == 0 || n > osimage.MaxSignatures:
 		return "", j.rule.refuseCount(d, n)
 	}
-	if err := v.count(ctx, &j, hash, sigs, false, made); err != nil {
+	if err := v.count(ctx, &j, hash, readAll(sigs, &j.found), false); err != nil {
 		return "", fmt.Errorf("verifying signatures of %s: %w", d, err)
 	}
 	if len(j.found.counted) < j.rule.threshold {
 		return "", j.rule.refuse(d, j.found)
 	}
-	return keyNames(j.found.counted), nil
+	return strings.Join(voucherNames(j.found.counted), ", "), nil
 }
 
 // MatchRepository reports whether a pattern as in a rule is for a repository, host and

@@ -34,6 +34,8 @@ type Kind string
 
 // The kinds. Tag is the manifest of an image asked for by its tag, Manifest the
 // same by its digest; SignatureTag and Signature are those of its signatures.
+// Referrers is the referrers API, which is not there until Refer is called, and
+// ReferrersTag the tag that stands in for it.
 const (
 	Tag          Kind = "tag"
 	Manifest     Kind = "manifest"
@@ -42,6 +44,8 @@ const (
 	SignatureTag Kind = "signature tag"
 	Signature    Kind = "signature manifest"
 	Payload      Kind = "signature payload"
+	Referrers    Kind = "referrers"
+	ReferrersTag Kind = "referrers tag"
 	Token        Kind = "token"
 	Any          Kind = ""
 )
@@ -66,6 +70,7 @@ type Registry struct {
 	tags     map[string]ocispec.Descriptor
 	blobs    map[digest.Digest][]byte
 	kinds    map[digest.Digest]Kind
+	refers   []ocispec.Descriptor
 	rules    []*rule
 	requests []*Request
 	released chan struct{} // closed when held requests may end
@@ -301,7 +306,7 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 
 // path matches what a client reads of the distribution API.
 func path() *regexp.Regexp {
-	return regexp.MustCompile(`^/v2/` + Repository + `/(manifests|blobs)/([^/]+)$`)
+	return regexp.MustCompile(`^/v2/` + Repository + `/(manifests|blobs|referrers)/([^/]+)$`)
 }
 
 // answer is the right answer to a request.
@@ -322,8 +327,13 @@ func (r *Registry) answer(req *http.Request) (*Answer, *Request) {
 	if d, ok := r.tags[m[2]]; ok {
 		q.Kind, q.Digest = Tag, d.Digest
 	}
-	if strings.HasSuffix(m[2], ".sig") {
+	switch {
+	case strings.HasSuffix(m[2], ".sig"):
 		q.Kind = SignatureTag
+	case m[1] == "referrers":
+		q.Kind = Referrers
+	case strings.HasPrefix(m[2], "sha256-"):
+		q.Kind = ReferrersTag
 	}
 	if q.Kind == "" {
 		q.Kind = r.kinds[q.Digest]
@@ -331,6 +341,10 @@ func (r *Registry) answer(req *http.Request) (*Answer, *Request) {
 	if r.tokens != nil && !r.tokens.admits(req) {
 		a.Status = http.StatusUnauthorized
 		a.Header.Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s/token",service="test",scope="repository:%s:pull",error="invalid_token"`, r.URL, Repository))
+		return a, q
+	}
+	if q.Kind == Referrers {
+		r.list(a)
 		return a, q
 	}
 	data, ok := r.blobs[q.Digest]
@@ -346,6 +360,34 @@ func (r *Registry) answer(req *http.Request) (*Answer, *Request) {
 	}
 	a.serveRange(req.Header.Get("Range"))
 	return a, q
+}
+
+// list answers the referrers API.
+func (r *Registry) list(a *Answer) {
+	if r.refers == nil {
+		return
+	}
+	raw, err := json.Marshal(ocispec.Index{MediaType: ocispec.MediaTypeImageIndex, Manifests: r.refers})
+	if err != nil {
+		return
+	}
+	a.Status, a.Body, a.Full = http.StatusOK, raw, raw
+	a.Header.Set("Content-Type", ocispec.MediaTypeImageIndex)
+}
+
+// Refer serves manifests as referrers of whatever image is asked about, so many
+// times each, and replaces those before.
+func (r *Registry) Refer(times int, manifests ...[]byte) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.refers = []ocispec.Descriptor{}
+	for _, m := range manifests {
+		d := digest.FromBytes(m)
+		r.blobs[d], r.kinds[d] = m, Signature
+		for range times {
+			r.refers = append(r.refers, ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: d, Size: int64(len(m)), ArtifactType: "application/vnd.dev.sigstore.bundle.v0.3+json"})
+		}
+	}
 }
 
 // serveRange answers "bytes=N-" and "bytes=N-M" as RFC 9110 wants it.

@@ -1,0 +1,217 @@
+package fetch
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/kapernikov/osctl/pkg/osimage"
+	"github.com/kapernikov/osctl/test/authority"
+	"github.com/kapernikov/osctl/test/hostile"
+)
+
+// judge wants some attestations and has enough after so many signatures.
+type judge struct {
+	wants  []string
+	enough int
+}
+
+func (j judge) Wants() []string { return j.wants }
+
+func (j judge) Enough(_ context.Context, img osimage.Image, found []osimage.Signature) bool {
+	return img.Valid() && len(found) >= j.enough
+}
+
+// bundleManifest is what cosign puts beside an image; the registry has its layer.
+func bundleManifest(h *hostile.Registry, predicate string, size int64, content []byte) []byte {
+	d := h.PutBlob(hostile.Payload, content)
+	if size == 0 {
+		size = int64(len(content))
+	}
+	raw, err := json.Marshal(ocispec.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, ArtifactType: authority.MediaTypeBundle,
+		Config: ocispec.DescriptorEmptyJSON, Layers: []ocispec.Descriptor{{MediaType: authority.MediaTypeBundle, Digest: d, Size: size}},
+		Annotations: map[string]string{osimage.PredicateAnnotation: predicate},
+	})
+	if err != nil {
+		panic(err)
+	}
+	return raw
+}
+
+// A registry is asked for as little as the judge needs, and never for an attestation
+// that nobody wants.
+func TestSignatureRequests(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		judge  Judge
+		refers bool // the referrers API is there, with a bundle and an attestation
+		want   string
+		found  int
+	}{
+		{"a classic signature is enough", judge{nil, 1}, true, "HEAD signature tag, GET signature manifest, GET signature payload", 1},
+		{"a bundle is needed", judge{nil, 2}, true, "HEAD signature tag, GET signature manifest, GET signature payload, GET referrers, GET signature manifest, GET signature payload", 2},
+		{"no referrers API", judge{nil, 2}, false, "HEAD signature tag, GET signature manifest, GET signature payload, GET referrers, GET referrers tag", 1},
+		{"attestations", judge{[]string{osimage.PredicateSPDX}, 3}, true, "HEAD signature tag, GET signature manifest, GET signature payload, HEAD referrers tag, " +
+			"GET referrers, GET signature manifest, GET signature payload, GET signature manifest, GET signature payload", 3},
+	} {
+		h := hostile.New(t)
+		load(t, h)
+		if tt.refers {
+			h.Refer(1, bundleManifest(h, osimage.PredicateSignature, 0, []byte("{}")), bundleManifest(h, osimage.PredicateSPDX, 0, []byte(`{"s":1}`)))
+		}
+		r, _ := patient(t, t.TempDir())
+		ref, err := r.Resolve(ctx, h.Name("1"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ref = ref.For(tt.judge)
+		if _, err := ref.Describe(ctx); err != nil {
+			t.Fatal(err)
+		}
+		h.Forget()
+		sigs, err := ref.Signatures(ctx)
+		if err != nil || len(sigs) != tt.found {
+			t.Errorf("%s: %d signatures, %v", tt.name, len(sigs), err)
+		}
+		var asked []string
+		for _, q := range h.Requests(hostile.Any) {
+			asked = append(asked, q.Method+" "+string(q.Kind))
+		}
+		// The manifest of the attestation has to be read where the list has no
+		// annotations: it says that it is none that is wanted.
+		got := strings.TrimSuffix(strings.Join(asked, ", "), ", GET signature manifest")
+		if got != tt.want {
+			t.Errorf("%s: asked for\n%s, want\n%s", tt.name, got, tt.want)
+		}
+	}
+}
+
+// An image that has a bundle alone, on a registry that has the referrers API, takes
+// four requests; this is what the issue of the budget counts.
+func TestBundleTakesFourRequests(t *testing.T) {
+	h := hostile.New(t)
+	h.Load(t, small.Layout(t), "1")
+	h.Refer(1, bundleManifest(h, osimage.PredicateSignature, 0, []byte("{}")))
+	r, _ := patient(t, t.TempDir())
+	ref, err := r.Resolve(ctx, h.Name("1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.Forget()
+	sigs, err := ref.Signatures(ctx)
+	if n := len(h.Requests(hostile.Any)); err != nil || len(sigs) != 1 || n != 4 {
+		t.Errorf("%d signatures with %d requests, %v", len(sigs), n, err)
+	}
+}
+
+// What a registry may put beside an image, and what comes of it.
+func TestHostileReferrers(t *testing.T) {
+	for name, tt := range map[string]struct {
+		arrange func(h *hostile.Registry)
+		want    string // in the error
+		found   int    // beside the classic signature
+		over    int64  // Oversize of the last
+	}{
+		"101 of both forms together": {func(h *hostile.Registry) {
+			var list [][]byte
+			for i := range osimage.MaxSignatures {
+				list = append(list, bundleManifest(h, osimage.PredicateSignature, 0, fmt.Appendf(nil, `{"n":%d}`, i)))
+			}
+			h.Refer(1, list...)
+		}, "more than 100 signatures", 0, 0},
+		"101 in the list": {func(h *hostile.Registry) { h.Refer(101, bundleManifest(h, "", 0, []byte("{}"))) }, "more than 100 signatures", 0, 0},
+		"101 in one manifest": {func(h *hostile.Registry) {
+			layer := fmt.Sprintf(`{"mediaType":%q,"digest":"%s","size":2}`, authority.MediaTypeBundle, digest.FromString("{}"))
+			h.Refer(1, []byte(`{"layers":[`+layer+strings.Repeat(","+layer, 100)+`]}`))
+		}, "more than 100 signatures", 0, 0},
+		"a bundle over its limit": {func(h *hostile.Registry) {
+			h.Refer(1, bundleManifest(h, osimage.PredicateSignature, 0, make([]byte, osimage.MaxPayload+1)))
+		}, "", 1, osimage.MaxPayload + 1},
+		"a bundle of 2^63-1 bytes":      {func(h *hostile.Registry) { h.Refer(1, bundleManifest(h, "", 1<<63-1, []byte("{}"))) }, "", 1, 1<<63 - 1},
+		"a bundle longer than it says":  {func(h *hostile.Registry) { h.Refer(1, bundleManifest(h, "", 1, []byte("{}"))) }, "other content", 0, 0},
+		"a bundle shorter than it says": {func(h *hostile.Registry) { h.Refer(1, bundleManifest(h, "", 3, []byte("{}"))) }, "", -1, 0},
+		"a manifest that is none":       {func(h *hostile.Registry) { h.Refer(1, []byte("\x00")) }, "signature manifest", 0, 0},
+		"a list that is none":           {func(h *hostile.Registry) { h.Refer(1); h.Break(hostile.Referrers, hostile.Flip(0)) }, "decode referrers", 0, 0},
+		"a list without an end":         {func(h *hostile.Registry) { h.Refer(1); h.Break(hostile.Referrers, hostile.Flood) }, "", -1, 0},
+		// Some registries say so of an API that they do not have.
+		"a list that nobody may read":      {func(h *hostile.Registry) { h.Refer(1); h.Break(hostile.Referrers, hostile.Refuse(403, "")) }, "", 0, 0},
+		"an attestation that nobody wants": {func(h *hostile.Registry) { h.Refer(1, bundleManifest(h, osimage.PredicateSPDX, 0, []byte("{}"))) }, "", 0, 0},
+	} {
+		h := hostile.New(t)
+		load(t, h)
+		tt.arrange(h)
+		r, _ := patient(t, t.TempDir())
+		ref, err := r.Resolve(ctx, h.Name("1"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		sigs, err := ref.Signatures(ctx)
+		switch {
+		case tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)):
+			t.Errorf("%s: %d signatures, %v, want %q", name, len(sigs), err, tt.want)
+		case tt.found < 0 && err == nil:
+			t.Errorf("%s: %d signatures and no error", name, len(sigs))
+		case tt.want == "" && tt.found >= 0 && (err != nil || len(sigs) != 1+tt.found || sigs[len(sigs)-1].Oversize != tt.over):
+			t.Errorf("%s: %d signatures, %v", name, len(sigs), err)
+		}
+		if n := h.Sent(hostile.Pack); n > 0 {
+			t.Errorf("%s: %d bytes of packs", name, n)
+		}
+	}
+}
+
+// Folders and archives carry bundles in their index, and in the list under the tag
+// that stands in for the referrers API.
+func TestLayoutReferrers(t *testing.T) {
+	wants := judge{[]string{osimage.PredicateSPDX}, 10}
+	dir := signed(t, small)
+	authority.Attach(t, dir, osimage.PredicateSignature, []byte(`{"a":1}`))
+	authority.Attach(t, dir, osimage.PredicateSPDX, []byte(`{"b":1}`))
+	l, err := OpenLayout(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref, err := l.Resolve(ctx, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	authority.AttachClassic(t, dir, osimage.AttestationTag(ref.Digest()), osimage.MediaTypeEnvelope, []byte(`{"c":1}`), map[string]string{"predicateType": osimage.PredicateSPDX})
+	listed := signed(t, small)
+	authority.AttachListed(t, listed, osimage.PredicateSignature, []byte(`{"a":1}`))
+	for name, tt := range map[string]struct {
+		dir   string
+		judge Judge
+		want  int
+	}{
+		"in the index": {dir, nil, 2}, "in the index, with attestations": {dir, wants, 4}, "in a list": {listed, nil, 2},
+	} {
+		archive := filepath.Join(t.TempDir(), "os.oci")
+		if out, err := exec.Command("tar", "-C", tt.dir, "-cf", archive, ".").CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		for _, path := range []string{tt.dir, archive} {
+			l, err := OpenLayout(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ref, err := l.Resolve(ctx, "")
+			if err != nil {
+				t.Fatalf("%s: the image is not told from what is beside it: %v", name, err)
+			}
+			sigs, err := ref.For(tt.judge).Signatures(ctx)
+			if err := errors.Join(err, l.Close()); err != nil || len(sigs) != tt.want {
+				t.Errorf("%s, %s: %d signatures, %v, want %d", name, path, len(sigs), err, tt.want)
+			}
+		}
+	}
+}
