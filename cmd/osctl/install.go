@@ -227,9 +227,10 @@ func (o installOptions) policyFiles() []string {
 func (o installOptions) options(i vouched) (install.Options, error) {
 	img := i.Image()
 	c := img.Config()
+	basis := ledger.Basis(i.Basis())
 	l, err := ledger.New(ledger.Entry{
 		Digest: img.Digest().String(), Product: c.Product, Version: c.Version, Epoch: c.Epoch, Created: c.Created,
-		Reference: i.record.Reference(), SignedBy: i.KeyName(),
+		Reference: i.record.Reference(), SignedBy: i.KeyName(), Basis: &basis,
 	}, time.Now().UTC())
 	if err != nil {
 		return install.Options{}, err

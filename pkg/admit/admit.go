@@ -78,6 +78,9 @@ func (p Plan) Valid() bool { return p.verified.Valid() }
 // Image is the image to be written.
 func (p Plan) Image() osimage.Image { return p.verified.Image() }
 
+// Basis is what the image was accepted on.
+func (p Plan) Basis() trust.Basis { return p.verified.Basis() }
+
 // SignedBy names the key that vouches for the image.
 func (p Plan) SignedBy() string { return p.verified.KeyName() }
 

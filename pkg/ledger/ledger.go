@@ -22,6 +22,7 @@ import (
 	"github.com/kapernikov/osctl/pkg/device"
 	"github.com/kapernikov/osctl/pkg/health"
 	"github.com/kapernikov/osctl/pkg/osimage"
+	"github.com/opencontainers/go-digest"
 )
 
 // File is the name of the ledger in the state directory.
@@ -55,12 +56,22 @@ type Entry struct {
 	Created   time.Time `json:"created,omitzero"`
 	Reference string    `json:"reference"`
 	SignedBy  string    `json:"signedBy"`
-	State     State     `json:"state"`
-	StagedAt  time.Time `json:"stagedAt,omitzero"`
+	// Basis is the policy that admitted the image; nil where that is not known.
+	Basis    *Basis    `json:"basis,omitempty"`
+	State    State     `json:"state"`
+	StagedAt time.Time `json:"stagedAt,omitzero"`
 	// Committed is when the slot passed its gate; zero before.
 	CommittedAt time.Time `json:"committedAt,omitzero"`
 	// Baseline is what the gate demands of this slot's first boot.
 	Baseline *health.Baseline `json:"baseline,omitempty"`
+}
+
+// Basis is what an image was accepted on, as trust.Basis says it: the policy of that
+// day, which need not be that of today.
+type Basis struct {
+	Policy  digest.Digest `json:"policy"` // of the policy with its keys and roots
+	Rule    string        `json:"rule"`
+	Signers []string      `json:"signers"`
 }
 
 // Floor is the lowest version and epoch that may be installed.

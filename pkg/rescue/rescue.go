@@ -33,6 +33,7 @@ import (
 	"github.com/kapernikov/osctl/pkg/progress"
 	"github.com/kapernikov/osctl/pkg/proof"
 	"github.com/kapernikov/osctl/pkg/slot"
+	"github.com/kapernikov/osctl/pkg/trust"
 	"github.com/kapernikov/osctl/pkg/upgrade"
 )
 
@@ -251,11 +252,11 @@ func (m Machine) facts(l *ledger.Ledger, size int64) admit.Machine {
 }
 
 // record brings the ledger and the slot's record up to what was written.
-func (m Machine) record(w slot.Written, r proof.Record, signedBy string, state ledger.State) error {
+func (m Machine) record(w slot.Written, r proof.Record, v trust.Verified, state ledger.State) error {
 	if err := m.Records.Keep(w.Slot(), r); err != nil {
 		return err
 	}
-	c, now := r.Image().Config(), time.Now().UTC()
+	c, now, basis := r.Image().Config(), time.Now().UTC(), ledger.Basis(v.Basis())
 	return m.Ledger.Update(func(l *ledger.Ledger) error {
 		kind := "restored"
 		if state == ledger.Staged {
@@ -263,7 +264,7 @@ func (m Machine) record(w slot.Written, r proof.Record, signedBy string, state l
 		}
 		l.Slots[w.Slot()] = &ledger.Entry{
 			Digest: w.Digest(), Product: c.Product, Version: c.Version, Epoch: c.Epoch, Created: c.Created,
-			Reference: r.Reference(), SignedBy: signedBy, State: ledger.Staged, StagedAt: now,
+			Reference: r.Reference(), SignedBy: v.KeyName(), Basis: &basis, State: ledger.Staged, StagedAt: now,
 		}
 		l.Add(ledger.Event{At: now, Kind: kind, Slot: w.Slot(), Version: c.Version, Digest: w.Digest(), Reason: "by the rescue system"})
 		if state == ledger.Committed {

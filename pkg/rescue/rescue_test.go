@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -225,6 +226,9 @@ func TestAttemptRestoresTheCommittedSlot(t *testing.T) {
 		t.Error("want slot A restored, and B left alone")
 	}
 	b.wantState(committed(device.SlotA))
+	if l, err := b.machine.Ledger.Load(); err != nil || l.Slot(device.SlotA).Basis == nil || !slices.Equal(l.Slot(device.SlotA).Basis.Signers, []string{"release"}) {
+		t.Errorf("nothing says which policy admitted it: %v", err)
+	}
 	if len(b.asked) != 1 || !strings.HasPrefix(b.asked[0], "reg/os@sha256:") {
 		t.Errorf("asked for %v, want the digest once", b.asked)
 	}

@@ -112,10 +112,10 @@ func (m Machine) restore(ctx context.Context, s Survey, o Order, sink progress.S
 	c := verified.Image().Config()
 	r := Result{Restored, o.Slot, c.Version, written.Digest(), verified.KeyName()}
 	if same {
-		return r, wrap(o.Slot, m.name(written, record, r.SignedBy))
+		return r, wrap(o.Slot, m.name(written, record, verified))
 	}
 	r.Outcome = Installed
-	return r, wrap(o.Slot, m.arm(s, written, record, r.SignedBy))
+	return r, wrap(o.Slot, m.arm(s, written, record, verified))
 }
 
 var errNotOther = errors.New("this is not the image that was committed in this slot, and only the other slot can take a new one on trial")
@@ -179,16 +179,16 @@ func (m Machine) forget(s Survey, name device.Slot) error {
 
 // name makes a restored slot the one that is booted. That it cannot be recorded
 // must not keep the machine down: the data partition may be what is broken.
-func (m Machine) name(w slot.Written, r proof.Record, signedBy string) error {
-	if err := m.record(w, r, signedBy, ledger.Committed); err != nil {
+func (m Machine) name(w slot.Written, r proof.Record, v trust.Verified) error {
+	if err := m.record(w, r, v, ledger.Committed); err != nil {
 		m.Log.Warn("the restored slot is not recorded", "error", err)
 	}
 	return mild(m, m.Boot.Restored(w))
 }
 
 // arm puts a new image on trial.
-func (m Machine) arm(s Survey, w slot.Written, r proof.Record, signedBy string) error {
-	if err := m.record(w, r, signedBy, ledger.Staged); err != nil {
+func (m Machine) arm(s Survey, w slot.Written, r proof.Record, v trust.Verified) error {
+	if err := m.record(w, r, v, ledger.Staged); err != nil {
 		m.Log.Warn("the installed image is not recorded", "error", err)
 	}
 	if !s.known {
@@ -229,7 +229,7 @@ func (m Machine) reprove(ctx context.Context, found *Slot, sink progress.Sink) (
 		return Result{}, wrap(found.Name, err)
 	}
 	r := Result{Restored, found.Name, found.Version, written.Digest(), verified.KeyName()}
-	return r, wrap(found.Name, m.name(written, found.record, r.SignedBy))
+	return r, wrap(found.Name, m.name(written, found.record, verified))
 }
 
 // at is the reference of exactly this digest, in the repository of a reference.

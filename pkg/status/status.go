@@ -73,6 +73,8 @@ type System struct {
 	Digest    string `json:"digest,omitempty"`
 	Reference string `json:"reference,omitempty"`
 	SignedBy  string `json:"signedBy,omitempty"`
+	// Basis is the policy that admitted the image; nil where that is not known.
+	Basis *ledger.Basis `json:"basis,omitempty"`
 	// State is the ledger's: staged, committed, failed; empty for a slot that
 	// holds nothing that is known.
 	State       ledger.State `json:"state,omitempty"`
@@ -225,7 +227,7 @@ func system(slot device.Slot, l *ledger.Ledger) System {
 		return System{Slot: slot}
 	}
 	return System{
-		Slot: slot, Version: e.Version, Digest: e.Digest, Reference: e.Reference, SignedBy: e.SignedBy,
+		Slot: slot, Version: e.Version, Digest: e.Digest, Reference: e.Reference, SignedBy: e.SignedBy, Basis: e.Basis,
 		State: e.State, StagedAt: e.StagedAt, CommittedAt: e.CommittedAt,
 	}
 }

@@ -35,7 +35,7 @@ func sources(t *testing.T) Sources {
 	store := ledger.Open(dir)
 	at := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 	err := store.Update(func(l *ledger.Ledger) error {
-		first, err := ledger.New(ledger.Entry{Digest: "sha256:1", Version: "1.0", Reference: "r/os:1.0", SignedBy: "release"}, at)
+		first, err := ledger.New(ledger.Entry{Digest: "sha256:1", Version: "1.0", Reference: "r/os:1.0", SignedBy: "release", Basis: &ledger.Basis{Rule: "production"}}, at)
 		if err != nil {
 			return err
 		}
@@ -57,7 +57,7 @@ func sources(t *testing.T) Sources {
 
 func TestTake(t *testing.T) {
 	shot := Take(context.Background(), sources(t))
-	if shot.State != "committed" || shot.NextBoot != device.SlotB || shot.Booted.Version != "1.1" || shot.Other.Version != "1.0" || shot.Other.SignedBy != "release" {
+	if shot.State != "committed" || shot.NextBoot != device.SlotB || shot.Booted.Version != "1.1" || shot.Other.Version != "1.0" || shot.Other.SignedBy != "release" || shot.Other.Basis == nil || shot.Other.Basis.Rule != "production" {
 		t.Errorf("snapshot %+v", shot)
 	}
 	if diff := cmp.Diff([]Workload{{Name: "default/web", Image: "r/web:1", Status: "running"}}, shot.Workloads); diff != "" {

@@ -345,10 +345,11 @@ func (r *run) arm(ctx context.Context, written slot.Written, baseline health.Bas
 		return err
 	}
 	c, now := r.plan.Image().Config(), time.Now().UTC()
+	basis := ledger.Basis(r.plan.Basis())
 	err := r.Ledger.Update(func(l *ledger.Ledger) error {
 		l.Slots[written.Slot()] = &ledger.Entry{
 			Digest: written.Digest(), Product: c.Product, Version: c.Version, Epoch: c.Epoch, Created: c.Created,
-			Reference: r.offer.Name(), SignedBy: r.plan.SignedBy(), State: ledger.Staged, StagedAt: now, Baseline: &baseline,
+			Reference: r.offer.Name(), SignedBy: r.plan.SignedBy(), Basis: &basis, State: ledger.Staged, StagedAt: now, Baseline: &baseline,
 		}
 		l.Add(ledger.Event{At: now, Kind: "staged", Slot: written.Slot(), Version: c.Version, Digest: written.Digest()})
 		return nil

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -229,6 +230,9 @@ func TestRun(t *testing.T) {
 	e := l.Slot(device.SlotB)
 	if e == nil || e.State != ledger.Staged || e.Version != "1.1" || e.Baseline == nil || e.Baseline.Workloads[0].Name != "web" || l.Floor.Version != "1.0" {
 		t.Errorf("ledger %+v, floor %+v", e, l.Floor)
+	}
+	if e.Basis == nil || e.Basis.Policy.Validate() != nil || e.Basis.Rule != trust.DefaultRule || !slices.Equal(e.Basis.Signers, []string{"release"}) {
+		t.Errorf("the policy that admitted it: %+v", e.Basis)
 	}
 	if b.release != 1 {
 		t.Errorf("released %d times", b.release)
