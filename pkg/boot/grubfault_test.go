@@ -39,6 +39,7 @@ func TestGrubCannotStart(t *testing.T) {
 		"that, without rescue too": {whole(slotA, false), []device.Slot{slotA, device.Rescue}, at(slotB, KindOther), whole(slotA, false).on(RungSlot, 2, false)},
 		"pristine":                 {whole(slotB, true).on(RungPristine, 2, true), []device.Slot{slotB}, at(slotA, KindOther), whole(slotB, true).on(RungPristine, 1, true)},
 		"other":                    {whole(slotB, true).on(RungOther, 2, true), []device.Slot{slotA}, at(device.Rescue, KindRescue), whole(slotB, true).on(RungOther, 1, true)},
+		"other, which is none":     {whole(slotB, false).on(RungOther, 2, false), nil, at(device.Rescue, KindRescue), whole(slotB, false).on(RungRescue, 2, false)},
 		"other and rescue":         {whole(slotB, true).on(RungOther, 2, true), []device.Slot{slotA, device.Rescue}, at(slotB, KindCommitted), whole(slotB, true).on(RungOther, 1, true)},
 		"rescue":                   {whole(slotB, true).on(RungRescue, 3, true), []device.Slot{device.Rescue}, at(slotB, KindCommitted), whole(slotB, true).on(RungSlot, 2, true)},
 		"rescue, its last try":     {whole(slotB, true).on(RungRescue, 1, true), []device.Slot{device.Rescue}, at(slotB, KindCommitted), whole(slotB, true).on(RungSlot, 2, true)},
@@ -183,4 +184,12 @@ func TestGrubLostWrites(t *testing.T) {
 		m.setBoth(data)
 		m.check(fmt.Sprintf("%v, lost writes", st), expectation{device.Boot{Slot: slotA, Kind: KindUnsaved}, [2][]byte{data, data}})
 	}
+	// The first save holds, two sectors of each copy, and the next one does not: without
+	// a rescue system the ladder starts over, and user space must know that it is not
+	// counted.
+	m.wrapper[len(m.wrapper)-1] += ":when=5+"
+	m.unbootable(device.Rescue)
+	m.setBoth(block(t, 7, whole(slotA, true).on(RungRescue, 3, true)))
+	data := block(t, 7, whole(slotA, true).on(RungRescue, 2, true))
+	m.check("starting over, lost writes", expectation{device.Boot{Slot: slotA, Kind: KindUnsaved}, [2][]byte{data, data}})
 }
