@@ -138,6 +138,13 @@ func (f *front) repeated(done []string) (most int, again []string) {
 	return most, again
 }
 
+// wasAsked reports whether a pack was asked for.
+func (f *front) wasAsked(digest string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.asked[digest] > 0
+}
+
 // packs is how often packs were asked for.
 func (f *front) packs() int {
 	f.mu.Lock()

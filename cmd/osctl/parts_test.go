@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"os"
 	"os/exec"
@@ -115,9 +116,10 @@ func (s *script) ctr(args ...string) ([]string, error) {
 	return strings.Fields(string(out)), err
 }
 
-// finished remembers the packs that containerd has whole; there must be some, and
-// not all. "! finished" holds that none of those was asked for again since the
-// last "front", and no other pack twice.
+// finished DIR store|slot remembers the packs of an image that the machine has whole,
+// of those that were asked for: some in that place, and not all, and in the slot the
+// first one, which must be in the store. "! finished" holds that none of those was asked for again since the last "front", and
+// no other pack twice.
 func finished(ts *testscript.TestScript, neg bool, args []string) {
 	s := of(ts)
 	if neg {
@@ -127,16 +129,44 @@ func finished(ts *testscript.TestScript, neg bool, args []string) {
 		}
 		return
 	}
-	var err error
-	s.finished, err = s.ctr("content", "ls", "-q")
+	kept, err := s.ctr("content", "ls", "-q")
 	ts.Check(err)
-	all := manifestOf(ts, ts.MkAbs(args[0])).Layers
-	s.finished = slices.DeleteFunc(s.finished, func(d string) bool {
-		return !slices.ContainsFunc(all, func(l ocispec.Descriptor) bool { return l.Digest.String() == d })
-	})
-	if len(s.finished) == 0 || len(s.finished) == len(all) {
-		ts.Fatalf("%d of %d packs are complete: the interruption proves nothing", len(s.finished), len(all))
+	m := manifestOf(ts, ts.MkAbs(args[0]))
+	there := 0
+	s.finished = nil
+	for n, written := range s.written(ts, ts.MkAbs(args[0]), m) {
+		d := m.Layers[n].Digest.String()
+		if !s.front.wasAsked(d) || !written && !slices.Contains(kept, d) {
+			continue
+		}
+		s.finished = append(s.finished, d)
+		if written == (args[1] == "slot") {
+			there++
+		}
 	}
+	first := args[1] == "store" || slices.Contains(s.finished, m.Layers[0].Digest.String())
+	if !first || there == 0 || len(s.finished) == len(m.Layers) {
+		ts.Fatalf("%d of %d packs are complete, %d in the %s, the first one: %t", len(s.finished), len(m.Layers), there, args[1], first)
+	}
+}
+
+// written says for each pack of an image whether slot B holds all its segments.
+func (s *script) written(ts *testscript.TestScript, dir string, m ocispec.Manifest) []bool {
+	var config osimage.Config
+	text, err := os.ReadFile(filepath.Join(dir, "blobs/sha256", m.Config.Digest.Encoded()))
+	ts.Check(err)
+	ts.Check(json.Unmarshal(text, &config))
+	have, err := os.ReadFile(ts.MkAbs("B.img"))
+	ts.Check(err)
+	want := s.images[filepath.Base(dir)].Raw()
+	var packs []bool
+	from := 0
+	for _, count := range config.Rootfs.PackSegments {
+		to := min(from+count*osimage.SegmentSize, len(want))
+		packs = append(packs, bytes.Equal(have[from:to], want[from:to]))
+		from = to
+	}
+	return packs
 }
 
 // leftover holds that containerd has content or leases of
