@@ -117,9 +117,9 @@ func (s *script) ctr(args ...string) ([]string, error) {
 }
 
 // finished DIR store|slot remembers the packs of an image that the machine has whole,
-// of those that were asked for: some in that place, and not all, and in the slot the
-// first one, which must be in the store. "! finished" holds that none of those was asked for again since the last "front", and
-// no other pack twice.
+// of those that were asked for: some in that place, not all, and with the slot the
+// first one too, which is in the store. "! finished" holds that none of those was
+// asked for again since the last "front", and no other pack twice.
 func finished(ts *testscript.TestScript, neg bool, args []string) {
 	s := of(ts)
 	if neg {
