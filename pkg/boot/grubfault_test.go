@@ -132,6 +132,24 @@ func TestGrubStartFails(t *testing.T) {
 	}
 }
 
+// TestGrubNoInitrd: a slot with a kernel and no initrd is not started without one.
+func TestGrubNoInitrd(t *testing.T) {
+	needTools(t, "debugfs")
+	t.Parallel()
+	m := newMachine(t, "ab")
+	run(t, "debugfs", "-w", "-R", "rm /boot/initrd.img", m.path("slotB"))
+	m.writeAt(m.read("slotB"), slotStart(slotB))
+	m.setBoth(block(t, 7, trial(slotB, 2)))
+	r := m.boot()
+	if want := (device.Boot{Slot: slotA, Kind: KindFallback}); r.booted() != want {
+		t.Errorf("GRUB boots %v, want %v", r.booted(), want)
+	}
+	// The emulator's own "boot" says this, as it has loaded nothing.
+	if strings.Contains(r.output, "load the kernel first") {
+		t.Errorf("GRUB starts a kernel without its initrd:\n%s", r.output)
+	}
+}
+
 // wantEnd fails unless GRUB gave its reason and restarted, without a prompt.
 func wantEnd(t *testing.T, r result, disk string) {
 	t.Helper()
