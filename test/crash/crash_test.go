@@ -101,16 +101,18 @@ func (j *judge) record(o *operation) *recording {
 // kept holds that what a command had written when it ended well stays: the boot
 // state, the ledger, the /etc of the slots, orders, and the slot that it wrote.
 func (j *judge) kept(r *recording, s model.State) error {
-	ledgerIn := func(s model.State) string {
-		return string(s.Content(s.Look(r.world.Nodes["data"], "osctl", ledger.File)))
+	file := func(s model.State, names ...string) string {
+		return string(s.Content(s.Look(r.world.Nodes["data"], append([]string{"osctl"}, names...)...)))
 	}
 	state, err := j.load(copies(r.world, s))
 	switch {
 	case err != nil:
 	case state != r.end:
 		err = fmt.Errorf("the boot state is %v, not %v", state, r.end)
-	case ledgerIn(s) != ledgerIn(r.log.After):
+	case file(s, ledger.File) != file(r.log.After, ledger.File):
 		err = errors.New("the ledger is the old one")
+	case file(s, "slots", "B.json") != file(r.log.After, "slots", "B.json"):
+		err = errors.New("what is kept of the image in slot B is not there")
 	case !maps.Equal(parts(r.world, s), r.after):
 		err = errors.New("an /etc, or an order to reset one, is the old one")
 	case j.holds(slots(r.world, s)[1]) != j.holds(slots(r.world, r.log.After)[1]):
@@ -147,6 +149,9 @@ func TestPowerCuts(t *testing.T) {
 			}
 		}
 		t.Logf("%-34s %s", "all", total)
+		b := bounds()
+		t.Logf("%d times between two syncs, in %d of them more than %d changes were pending: there every prefix, every single one, all but each one, and %d random subsets (seed %d)",
+			total.Windows, total.Bounded, b.Exhaustive, b.Samples, b.Seed)
 		t.Logf("GRUB was asked %d times and ran %d times", asked.Load(), boots.Load())
 		if total.distinct == 0 {
 			t.Error("nothing was explored")
@@ -171,6 +176,8 @@ func (y *tally) add(one tally) {
 	y.calls += one.calls
 	y.Made += one.Made
 	y.Most = max(y.Most, one.Most)
+	y.Windows += one.Windows
+	y.Bounded += one.Bounded
 	y.distinct += one.distinct
 	y.converged += one.converged
 	for kind, n := range one.failures {

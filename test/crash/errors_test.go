@@ -141,9 +141,9 @@ func (j *judge) afterFault(o *operation, r *recording, m machine, failed error, 
 	if strings.Contains(out, "panic:") || strings.Contains(out, "fatal error:") && !strings.Contains(out, "netpollBreak") {
 		return fmt.Errorf("%w: osctl broke down: %s", errInvariant, out)
 	}
-	if !o.red && strings.Contains(out, "rolled back: slot B: ") {
+	if o.after == committedB && (strings.Contains(out, "rolled back: slot B: ") || strings.Contains(out, "ok=false")) {
 		// The fault met a question of the gate's to systemd or containerd, and without an
-		// answer a trial fails.
+		// answer a trial fails. What says so may have met a fault itself.
 		other := *o
 		other.after, o = fallbackA, &other
 	}
