@@ -230,7 +230,7 @@ func (r *Registry) BreakNth(kind Kind, nth int, fault Fault) {
 func (r *Registry) Behave() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.rules, r.tokens = nil, nil
+	r.rules, r.tokens, r.refers = nil, nil, nil
 	close(r.released)
 	r.released = make(chan struct{})
 }

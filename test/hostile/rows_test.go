@@ -15,6 +15,7 @@ import (
 
 	"github.com/kapernikov/osctl/pkg/osimage"
 	"github.com/kapernikov/osctl/pkg/publish"
+	"github.com/kapernikov/osctl/test/authority"
 	"github.com/kapernikov/osctl/test/sample"
 )
 
@@ -125,6 +126,13 @@ func contentRows() []row {
 		}), 40, "another digest than the signed config says", false, false},
 		{"24 10,000 signatures", manySignatures(10_000), 40, "more than 100 signatures", true, false},
 		{"24 100 signatures, none valid", manySignatures(100), 20, "no key of the policy", true, false},
+		{"24 60 signatures and 41 bundles", func(t *testing.T, m *machine, r *Registry) {
+			manySignatures(60)(t, m, r)
+			r.Refer(41, bundleOf(t, r, "", 0))
+		}, 40, "more than 100 signatures", true, false},
+		{"24 garbage for a bundle", bundle(func(_ *testing.T, r *Registry) []byte { return bundleManifest(r, []byte("\xff{"), 0) }), 20, "a bundle that cannot be read", true, false},
+		{"26 bundle of 2^63-1 bytes", bundle(func(_ *testing.T, r *Registry) []byte { return bundleManifest(r, []byte("{}"), 1<<63-1) }), 20, "one of 9223372036854775807 bytes, which is over the limit", true, false},
+		{"25 bundle with its own certificate", bundle(func(t *testing.T, r *Registry) []byte { return bundleOf(t, r, r.digest("1.1"), 0) }), 20, "no key of the policy", true, false},
 		{"25 signature with its own key and certificate", ownKey, 20, "no key of the policy", true, false},
 		{"26 rootfs of 2^63-1 bytes", offers(func(c *crafted) { c.sized(1<<63-1, false) }), 40, "size 9223372036854775807", true, false},
 		{"26 rootfs of 2^63 bytes", offers(func(c *crafted) { c.raw = resized(c, "9223372036854775808") }), 40, "cannot unmarshal", true, false},
@@ -189,6 +197,31 @@ func strangeSignature(t *testing.T, m *machine, r *Registry, key *publish.Key) o
 		t.Fatal(err)
 	}
 	return manifest.Layers[0]
+}
+
+// bundle takes the classic signature away and puts a bundle beside the image.
+func bundle(of func(*testing.T, *Registry) []byte) func(*testing.T, *machine, *Registry) {
+	return func(t *testing.T, _ *machine, r *Registry) {
+		signatures(t, r, nil)
+		r.Refer(1, of(t, r))
+	}
+}
+
+// bundleOf is one by an authority that the policy does not know; without a digest it is
+// about nothing.
+func bundleOf(t *testing.T, r *Registry, about digest.Digest, size int64) []byte {
+	t.Helper()
+	s := authority.New(t).Certify("mallory@example.com", authority.Issuer, time.Now())
+	return bundleManifest(r, s.Bundle(authority.Statement(osimage.PredicateSignature, about.String(), ""), authority.Choice{}), size)
+}
+
+func bundleManifest(r *Registry, content []byte, size int64) []byte {
+	if size == 0 {
+		size = int64(len(content))
+	}
+	return fmt.Appendf(nil, `{"schemaVersion":2,"config":{"mediaType":"application/vnd.oci.empty.v1+json","digest":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","size":2},`+
+		`"annotations":{%q:%q},"layers":[{"mediaType":%q,"digest":%q,"size":%d}]}`,
+		osimage.PredicateAnnotation, osimage.PredicateSignature, authority.MediaTypeBundle, r.PutBlob(Payload, content), size)
 }
 
 // ownKey is a signature that brings the key, and a certificate, that it is to be
