@@ -144,20 +144,25 @@ func TestRescueAttends(t *testing.T) {
 	if attend == nil {
 		t.Fatal("images/rescue/init has no function attend")
 	}
+	feeds := filepath.Join(s.dir, "feeds")
+	fed := func(times int) string {
+		return fmt.Sprintf("until [ $(wc -l <%s) -ge %d ]; do sleep 0.02; done; ", feeds, times)
+	}
 	for name, c := range map[string]struct {
 		process string
 		limit   int
 		exit    string
 		fed     int // at least
 	}{
-		"ends well":    {"sleep 0.3; exit 0", 1000, "0", 2},
-		"fails":        {"sleep 0.3; exit 7", 1000, "7", 2},
+		"ends well":    {fed(2) + "exit 0", 1000, "0", 2},
+		"fails":        {fed(2) + "exit 7", 1000, "7", 2},
 		"ended before": {"exit 3", 1000, "3", 0},
-		"is busy":      {"i=0; while [ $i -lt 60 ]; do read -r x <" + s.dir + "/cmdline; i=$((i+1)); sleep 0.02; done; exit 5", 4, "5", 10},
+		"is busy":      {fed(40) + "exit 5", 25, "5", 40},
 		"hangs":        {"exec sleep 1000", 4, "100", 4},
 	} {
-		s.write("try", fmt.Sprintf("beat=0.1 limit=%d\nfeed() { echo fed; }\n%s\nsh -c '%s' &\npid=$!\n[ '%s' != 'ended before' ] || sleep 0.2\nattend $pid\necho exit $?\nkill -9 $pid 2>&-\nexit 0\n",
-			c.limit, attend, c.process, name))
+		s.write("feeds", "")
+		s.write("try", fmt.Sprintf("beat=0.1 limit=%d\nfeed() { echo fed; echo >>%s; }\n%s\nsh -c '%s' &\npid=$!\n[ '%s' != 'ended before' ] || sleep 0.2\nattend $pid\necho exit $?\nkill -9 $pid 2>&-\nexit 0\n",
+			c.limit, feeds, attend, c.process, name))
 		said, _, err := s.run("", "sh", filepath.Join(s.dir, "try"))
 		if !strings.HasSuffix(said, "exit "+c.exit+"\n") || strings.Count(said, "fed\n") < c.fed || err != nil {
 			t.Errorf("a process that %s: %v\n%s", name, err, said)
@@ -167,6 +172,36 @@ func TestRescueAttends(t *testing.T) {
 	s.write("try", fmt.Sprintf("feed() { :; }\n%s\nlimit=4 n=0\nkill() { n=$((n + 1)); [ $n -le 30 ]; }\ncat() { echo $((n / 3)); }\nsleep() { :; }\nwait() { return 5; }\nattend 1\necho exit $?\n", attend))
 	if said, _, err := s.run("", "sh", filepath.Join(s.dir, "try")); said != "exit 5\n" || err != nil {
 		t.Errorf("a process that rests now and then: %v\n%s", err, said)
+	}
+}
+
+// It opens the watchdog once, where there is one, and not where it is told not to.
+func TestRescueArms(t *testing.T) {
+	s := newStage(t)
+	text, err := os.ReadFile(script("rescue/init"))
+	s.check(err)
+	arm := regexp.MustCompile(`(?ms)^arm\(\) \{$.*?^\}$`).Find(text)
+	if arm == nil {
+		t.Fatal("images/rescue/init has no function arm")
+	}
+	s.write("try", fmt.Sprintf("feed() { echo unfed; }\n%s\narm\nfeed\narm\nfeed\nset -- /proc/$$/fd/9\n[ ! -e $1 ] || readlink $1\n", arm))
+	for _, c := range []struct {
+		cmdline string
+		there   bool
+		want    string
+	}{
+		{"quiet", false, "unfed\nunfed\n"},
+		{"quiet", true, "/dev/watchdog\n"},
+		{"osctl.watchdog=0", true, "unfed\nunfed\n"},
+		{"osctl.watchdog=0 quiet", true, "unfed\nunfed\n"},
+		{"osctl.watchdog=060 quiet", true, "/dev/watchdog\n"},
+	} {
+		if c.there {
+			s.write("watchdog", "")
+		}
+		if said, _, err := s.run(c.cmdline, "sh", filepath.Join(s.dir, "try")); said != c.want || err != nil {
+			t.Errorf("%q, a watchdog: %t: %q, %v; want %q", c.cmdline, c.there, said, err, c.want)
+		}
 	}
 }
 
