@@ -206,3 +206,25 @@ func TestIdentityPolicies(t *testing.T) {
 		}
 	}
 }
+
+// A revoked key is revoked in a certificate too.
+func TestIdentityWithARevokedKey(t *testing.T) {
+	a, img := authority.New(t), image(t, "1.1")
+	s := a.Certify(workflow, authority.Issuer, signing)
+	for key, ok := range map[string]bool{string(s.PublicKey()): false, string(ecdsaPair(t).pem): true} {
+		v, err := trust.New(trust.Policy{
+			Identities: []trust.Identity{releaser(a)}, Revoked: trust.Revoked{Keys: []trust.Key{{Name: "lost", PEM: []byte(key)}}},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := v.Verify(t.Context(), img, []osimage.Signature{bundled(s, img, authority.Choice{})})
+		if ok && err != nil {
+			t.Errorf("another key is revoked: %v", err)
+		} else if !ok {
+			if r := refused(t, got, err, trust.Unproven); !strings.Contains(r.Have, "revoked as lost") {
+				t.Errorf("refusal %q", r)
+			}
+		}
+	}
+}

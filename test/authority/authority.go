@@ -326,6 +326,9 @@ func (s Signer) moment(c Choice) time.Time {
 	return c.At
 }
 
+// PublicKey is the signer's key in PEM.
+func (s Signer) PublicKey() []byte { return s.a.publicPEM(s.key) }
+
 // Certificate is the signer's certificate in PEM.
 func (s Signer) Certificate() []byte { return pemOf(s.cert.Raw) }
 
