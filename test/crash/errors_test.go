@@ -141,17 +141,18 @@ func (j *judge) afterFault(o *operation, r *recording, m machine, failed error, 
 	if strings.Contains(out, "panic:") || strings.Contains(out, "fatal error:") && !strings.Contains(out, "netpollBreak") {
 		return fmt.Errorf("%w: osctl broke down: %s", errInvariant, out)
 	}
-	if o.after == committedB && (strings.Contains(out, "rolled back: slot B: ") || strings.Contains(out, "ok=false")) {
-		// The fault met a question of the gate's to systemd or containerd, and without an
-		// answer a trial fails. What says so may have met a fault itself.
-		other := *o
-		other.after, o = fallbackA, &other
-	}
 	w, s, err := record.Read(m.dir, j.pool, roots()...)
 	if err != nil {
 		return err
 	}
 	v, err := j.state(o, r, w, s, failed == nil)
+	if v.booted == fallbackA && o.after == committedB && (strings.Contains(out, "rolled back: slot B: ") || strings.Contains(out, "ok=false")) {
+		// The fault met a question of the gate's to systemd or containerd, and without an
+		// answer a trial fails. What says so may have met a fault itself.
+		other := *o
+		other.after, o = fallbackA, &other
+		v, err = j.state(o, r, w, s, failed == nil)
+	}
 	if err != nil {
 		return fmt.Errorf("%w: %v: %s", err, failed, out)
 	}
