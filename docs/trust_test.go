@@ -8,19 +8,27 @@ import (
 	"testing"
 )
 
-// Every test that trust.md names exists in the package that it names.
+// Every test that the pages on threats name exists in the package that it names.
 func TestThreatsAreTested(t *testing.T) {
-	cited := regexp.MustCompile("`([a-z]+)\\.(Test[A-Za-z0-9]+)`").FindAllStringSubmatch(section(t, read(t, "trust.md"), "Threats"), -1)
-	if len(cited) < 15 {
-		t.Errorf("only %d tests are named", len(cited))
+	for _, page := range []string{"trust.md", "threat-model.md"} {
+		cited := regexp.MustCompile("`([a-z]+)\\.(Test[A-Za-z0-9]+)`").FindAllStringSubmatch(section(t, read(t, page), "Threats"), -1)
+		if len(cited) < 15 {
+			t.Errorf("%s: only %d tests are named", page, len(cited))
+		}
+		exist(t, cited)
 	}
+}
+
+// exist holds that there are tests, each as all, package, name.
+func exist(t *testing.T, cited [][]string) {
+	t.Helper()
 	for _, c := range cited {
 		dir := filepath.Join("../pkg", c[1])
 		switch c[1] {
 		case "osctl":
 			dir = "../cmd/osctl"
-		case "hostile":
-			dir = "../test/hostile"
+		case "hostile", "planted":
+			dir = "../test/" + c[1]
 		}
 		files, err := filepath.Glob(filepath.Join(dir, "*_test.go"))
 		if err != nil {

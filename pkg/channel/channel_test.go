@@ -28,6 +28,24 @@ import (
 
 var issued = time.Date(2026, 11, 20, 12, 0, 0, 0, time.UTC)
 
+// keyring makes the keys of all tests: a password costs a key pair a tenth of a second.
+var keyring = sync.OnceValues(func() (keys struct {
+	ours, stranger *publish.Key
+	public         []byte
+}, err error,
+) {
+	for _, key := range []**publish.Key{&keys.stranger, &keys.ours} {
+		var private []byte
+		if private, keys.public, err = publish.GenerateKeyPair(nil); err != nil {
+			return keys, err
+		}
+		if *key, err = publish.LoadKey(private, func() ([]byte, error) { return nil, nil }); err != nil {
+			return keys, err
+		}
+	}
+	return keys, nil
+})
+
 // site is a publisher, a registry over HTTP, and a machine that follows
 // <registry>/os:stable.
 type site struct {
@@ -54,10 +72,12 @@ func newSite(t *testing.T) *site {
 	}))
 	t.Cleanup(server.Close)
 	s.repository = strings.TrimPrefix(server.URL, "http://") + "/os"
-	var public []byte
-	s.key, _, public = sample.Key(t)
-	s.stranger, _, _ = sample.Key(t)
-	var err error
+	keys, err := keyring()
+	if err != nil {
+		t.Fatal(err)
+	}
+	public := keys.public
+	s.key, s.stranger = keys.ours, keys.stranger
 	if s.verifier, err = trust.New(trust.Policy{Keys: []trust.Key{{Name: "release", PEM: public}}}); err != nil {
 		t.Fatal(err)
 	}

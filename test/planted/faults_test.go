@@ -1,0 +1,58 @@
+package planted
+
+// faults is the list. A check that decides about trust has a line here.
+func faults() []fault {
+	return append(trustFaults(), append(imageFaults(), machineFaults()...)...)
+}
+
+// trustFaults are in what signatures are worth.
+func trustFaults() []fault {
+	return []fault{
+		{
+			"signature result ignored", "trust/key.go", "			if err == nil {\n				return k, nil\n			}", "			if claim := (*claimError)(nil); !errors.As(err, &claim) {\n				return k, nil\n			}",
+			"trust TestVerifyRefuses", false,
+		},
+		{"claim verification off", "trust/key.go", "ClaimVerifier: verifyClaim,", "ClaimVerifier: nil,", "trust TestVerifyRefuses", false},
+		{"threshold counts signatures instead of keys", "trust/trust.go", "case !slices.ContainsFunc(by.ids, func(id string) bool { return seen[id] }):", "case true:", "trust TestThresholdCountsKeys", false},
+		{"revocation ignored", "trust/trust.go", "case revoked:\n", "case revoked && false:\n", "trust TestRevokedKey", false},
+		{"revoked digest ignored", "trust/trust.go", "case v.digests[img.Digest()]:", "case false:", "trust TestRevokedDigest", true},
+		{"expiry of a key off", "trust/key.go", "case now.After(k.notAfter):", "case false:", "trust TestKeyWithATimeRange", false},
+		{
+			"first match turned into any match", "trust/trust.go", "	if j.refusal != nil {\n		return Verified{}, j.refusal\n	}\n",
+			"	for i := 0; j.refusal != nil && i < len(v.rules); i++ {\n		one := *v\n		one.rules = v.rules[i : i+1]\n		if other, err := one.judge(ctx, img, sigs, false); err == nil {\n			j = other\n		}\n	}\n	if j.refusal != nil {\n		return Verified{}, j.refusal\n	}\n",
+			"trust TestFirstMatchDecides", false,
+		},
+		{"statements are not verified", "channel/channel.go", "g.Verifier.VerifyDigest(ctx, doc.Digest, s.Issued, doc.Signatures); err != nil", "g.Verifier.VerifyDigest(ctx, doc.Digest, s.Issued, doc.Signatures); false", "channel TestCheck", true},
+		{"expiry of a statement off", "channel/channel.go", "!now.Before(end)", "false", "channel TestCheck", false},
+		{"an older statement is good", "channel/channel.go", "s.Issued.Before(seen.Issued) ||", "false ||", "channel TestCheck", true},
+		{"the tag may lead elsewhere", "channel/channel.go", "if s.Digest != head {", "if false {", "channel TestCheck", true},
+	}
+}
+
+// imageFaults are in what comes from a registry.
+func imageFaults() []fault {
+	return []fault{
+		{"digest comparison off", "osimage/osimage.go", "digest.FromBytes(raw); got != desc.Digest", "digest.FromBytes(raw); got == \"\"", "osimage TestParseChecksDigests", false},
+		{"digest of a config off", "osimage/osimage.go", "got != m.Config.Digest", "got == \"\"", "osimage TestParseChecksDigests", true},
+		{"tag resolved twice", "fetch/fetch.go", "	raw, err := readSmall(ctx, r.source, r.desc, osimage.MaxManifest)\n", "	if again, ok := r.source.(repository); ok {\n		if now, err := again.Resolve(ctx, r.name); err == nil {\n			r.desc = now.desc\n		}\n	}\n	raw, err := readSmall(ctx, r.source, r.desc, osimage.MaxManifest)\n", "fetch TestTagIsAskedForOnce TestTagMoves", false},
+		{"size cap of a pack off", "osimage/validate.go", "p.Size <= 0 || p.Size > MaxPack", "false", "osimage TestParseRefuses", false},
+		{"size cap of a body off", "fetch/body.go", "case b.read > b.limit:", "case false:", "fetch TestMisbehaviour", true},
+		{"segment hash off", "assemble/checking.go", "return sha256.Sum256(d.data) == want", "return want != [sha256.Size]byte{}", "assemble TestCorruptPacks", false},
+	}
+}
+
+// machineFaults are in what this machine permits.
+func machineFaults() []fault {
+	return []fault{
+		{"floor of the version ignored", "admit/admit.go", "if order < 0 {\n		return m.Downgrade", "if order < 0 && false {\n		return m.Downgrade", "admit TestDecide", false},
+		{"floor of the epoch ignored", "admit/admit.go", "if c.Epoch < m.FloorEpoch {", "if false {", "admit TestDecide", true},
+		{"floor of the slots ignored", "upgrade/upgrade.go", "range r.Committed {", "range r.Committed[:0] {", "upgrade TestFloorIsTheHighest", true},
+		{"floor raised before the commit", "ledger/ledger.go", "		e.State = Failed\n", "		e.State = Failed\n		l.Floor = e.Floor()\n", "ledger TestFloorRisesAtCommitOnly", true},
+		{"product ignored", "admit/admit.go", "if c.Product != m.Product {", "if false {", "admit TestDecide", false},
+		{"architecture ignored", "admit/admit.go", "if c.Architecture != m.Architecture {", "if false {", "admit TestDecide", true},
+		{"a downgrade that no policy permits", "admit/admit.go", "case !d.Permitted:", "case false:", "admit TestDecide", true},
+		{"a downgrade to what was never here", "admit/admit.go", "case d.Committed == nil || !d.Committed(img.Digest().String()):", "case false:", "admit TestDecide", true},
+		{"time moved by a clock", "ledger/ledger.go", "l.Pass(e.Created)", "l.Pass(at)", "ledger TestPassedRisesAtCommitOnly", true},
+		{"certificates judged by the clock", "fetch/registry.go", "t.TLSClientConfig.Time = w.present", "_ = w.present", "fetch TestCertificatesAreJudgedAtThePresent", true},
+	}
+}
