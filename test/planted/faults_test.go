@@ -1,8 +1,10 @@
 package planted
 
+import "slices"
+
 // faults is the list. A check that decides about trust has a line here.
 func faults() []fault {
-	return append(trustFaults(), append(imageFaults(), machineFaults()...)...)
+	return slices.Concat(trustFaults(), proofFaults(), imageFaults(), machineFaults())
 }
 
 // trustFaults are in what signatures are worth.
@@ -26,6 +28,24 @@ func trustFaults() []fault {
 		{"expiry of a statement off", "channel/channel.go", "!now.Before(end)", "false", "channel TestCheck", false},
 		{"an older statement is good", "channel/channel.go", "s.Issued.Before(seen.Issued) ||", "false ||", "channel TestCheck", true},
 		{"the tag may lead elsewhere", "channel/channel.go", "if s.Digest != head {", "if false {", "channel TestCheck", true},
+	}
+}
+
+// proofFaults are in bundles, in what a certificate has to prove, and in attestations.
+func proofFaults() []fault {
+	return []fault{
+		{"bundle's signature result ignored", "trust/exhibit.go", "verify.NewPolicy(about, verify.WithKey())); err == nil {", "verify.NewPolicy(about, verify.WithKey())); err == nil || result == nil {", "trust TestBundleByEachKindOfKey", true},
+		{"bundle's subject off", "trust/exhibit.go", "verify.NewPolicy(about, verify.WithKey())", "verify.NewPolicy(func() verify.ArtifactPolicyOption { _ = about; return verify.WithoutArtifactUnsafe() }(), verify.WithKey())", "trust TestBundleRefused TestAttestations", true},
+		{"an attestation counts as a signature", "trust/exhibit.go", "return x.classic != nil || x.predicate == osimage.PredicateSignature", "return true", "trust TestBundleRefused TestAttestations", true},
+		{"identity off", "trust/identity.go", "candidate.root == i.root && candidate.match.Verify(*s) == nil", "candidate.root == i.root", "trust TestIdentityRefuses", true},
+		{"issuer off", "trust/identity.go", "NewShortCertificateIdentity(i.Issuer, issuer,", "NewShortCertificateIdentity(\"\", \".*\"+issuer[:0],", "trust TestIdentityRefuses", true},
+		{"pattern for a part of the name", "trust/identity.go", "whole := `\\A(?:` + pattern + `)\\z`", "whole := pattern", "trust TestIdentityPatterns", true},
+		{"log proof off", "trust/identity.go", "verify.WithTransparencyLog(1), ", "", "trust TestIdentityRefuses", true},
+		{"certificate judged by the clock", "trust/identity.go", "verify.WithObserverTimestamps(1)}", "verify.WithCurrentTime()}", "trust TestIdentityAccepts TestIdentityRefuses", true},
+		{"mark of the log of certificates off", "trust/identity.go", "if len(material.CTLogs()) > 0 {", "if false {", "trust TestIdentityCertificateLog", true},
+		{"claim of an identity off", "trust/trust.go", "claimBy(verifyClaim(x.classic, hash, j.rule.annotations), who.identity.Name)", "nil", "trust TestIdentityRefuses", true},
+		{"attestations not asked for", "trust/trust.go", "		if !ok {\n			j.refusal", "		if !ok && false {\n			j.refusal", "trust TestAttestations", true},
+		{"builder off", "trust/attestation.go", "have != a.builder", "have == \"nobody\"", "trust TestAttestations", true},
 	}
 }
 
