@@ -126,6 +126,7 @@ func refusalRules() []rule {
 		{is(publish.ErrKey), exitFailed, "make a key pair: cosign generate-key-pair"},
 		{is(artifact.ErrRootfs), exitFailed, ""},
 		{is(artifact.ErrOutput), exitFailed, ""},
+		{is(publish.ErrExists), exitFailed, ""},
 	}
 }
 
@@ -143,6 +144,7 @@ func registryRules() []rule {
 		{is(publish.ErrDenied), exitRegistry, "log in: nerdctl login REGISTRY, or docker login REGISTRY"},
 		{is(fetch.ErrNotFound), exitRegistry, "check the name, the tag and the registry"},
 		{is(publish.ErrNotFound), exitRegistry, "check the name, the tag and the registry"},
+		{is(osimage.ErrNoDocument), exitRegistry, "check the name, the tag and the registry"},
 		{is(assemble.ErrCorrupt), exitRegistry, damaged},
 		{is(osimage.ErrInvalid), exitRegistry, damaged},
 		{is(fetch.ErrRegistry), exitRegistry, again},
