@@ -20,6 +20,7 @@ import (
 	"github.com/kapernikov/osctl/pkg/artifact"
 	"github.com/kapernikov/osctl/pkg/assemble"
 	"github.com/kapernikov/osctl/pkg/boot"
+	"github.com/kapernikov/osctl/pkg/channel"
 	"github.com/kapernikov/osctl/pkg/config"
 	"github.com/kapernikov/osctl/pkg/device"
 	"github.com/kapernikov/osctl/pkg/disk"
@@ -50,6 +51,7 @@ type outcome struct {
 func outcomes() map[string]outcome {
 	return map[string]outcome{
 		"admit.Refusal":              {&admit.Refusal{}, 21, ""},
+		"channel.Refusal":            {&channel.Refusal{}, 20, ""},
 		"artifact.ErrOutput":         {artifact.ErrOutput, 1, ""},
 		"artifact.ErrRootfs":         {artifact.ErrRootfs, 1, ""},
 		"assemble.ErrCorrupt":        {assemble.ErrCorrupt, 40, "copy the image again"},
