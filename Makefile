@@ -9,10 +9,11 @@ BUILD = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=auto -ldflags '-s -w'
 SCRIPTS = $(shell git ls-files '*.sh') .ci/run \
 	images/rootfs/usr/lib/osctl/emergency images/debian/usr/lib/osctl/sshd-keygen \
 	images/initramfs/watchdog images/initramfs/init-there \
-	images/rescue/init images/rescue/network
+	images/rescue/init images/rescue/network \
+	meta-kapernikov/recipes-core/osctl-initramfs/files/init
 PACKAGES = ./...
 
-.PHONY: all osctl deps tools check lint test fuzz crash planted demo run bench clean
+.PHONY: all osctl deps tools check lint test fuzz crash planted demo run bench yocto-modules yocto-check clean
 
 all: osctl
 
@@ -76,6 +77,11 @@ run: deps osctl
 
 bench: deps tools osctl
 	$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 2h ./test/bench
+
+# yocto-modules writes the Go modules and licences of osctl's recipe anew, after a
+# change of go.mod.
+yocto-modules:
+	$(GO) run ./test/yocto/update
 
 clean:
 	rm -rf bin .cache

@@ -1,0 +1,1 @@
+require ${@bb.utils.contains('DISTRO_FEATURES', 'osctl', '${BPN}_osctl.inc', '', d)}
