@@ -1,6 +1,6 @@
 // Package authority plays the services of a keyless signature for tests: a
 // certificate authority, a log of certificates, a transparency log and a timestamp
-// service, all of them in memory and at any time that a test names.
+// service: in memory at any time that a test names, and over HTTP for a tool that signs.
 //
 // The formats are written out by hand, so that a change of the libraries that read
 // them shows: sigstore's trusted root and bundle (protobuf-specs), Rekor's log
@@ -51,7 +51,13 @@ type issuer struct {
 // New makes an authority whose services began in 2026 and last until 2036.
 func New(t testing.TB) *Authority {
 	t.Helper()
-	a := &Authority{t: t, begin: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), log: newKey(t), ctlog: newKey(t)}
+	return NewAt(t, time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC))
+}
+
+// NewAt makes one whose services began at a time and last ten years.
+func NewAt(t testing.TB, begin time.Time) *Authority {
+	t.Helper()
+	a := &Authority{t: t, begin: begin, log: newKey(t), ctlog: newKey(t)}
 	a.root = a.issue("root", issuer{}, true, nil)
 	a.ca = a.issue("certificates", a.root, true, []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning})
 	a.stamp = a.issue("timestamps", a.root, false, []x509.ExtKeyUsage{x509.ExtKeyUsageTimeStamping})
@@ -210,6 +216,12 @@ type Choice struct {
 func (a *Authority) Certify(subject, issuerName string, at time.Time) Signer {
 	a.t.Helper()
 	key := newKey(a.t)
+	return Signer{a, a.certificate(&key.PublicKey, subject, issuerName, at), key, at}
+}
+
+// certificate is one for any key.
+func (a *Authority) certificate(key *ecdsa.PublicKey, subject, issuerName string, at time.Time) *x509.Certificate {
+	a.t.Helper()
 	name, err := asn1.Marshal(issuerName)
 	a.must(err)
 	template := &x509.Certificate{
@@ -226,16 +238,16 @@ func (a *Authority) Certify(subject, issuerName string, at time.Time) Signer {
 	} else {
 		template.EmailAddresses = []string{subject}
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, a.ca.cert, key.Public(), a.ca.key)
+	der, err := x509.CreateCertificate(rand.Reader, template, a.ca.cert, key, a.ca.key)
 	a.must(err)
 	unmarked, err := x509.ParseCertificate(der)
 	a.must(err)
 	template.ExtraExtensions = append(template.ExtraExtensions, a.mark(unmarked.RawTBSCertificate, at))
-	der, err = x509.CreateCertificate(rand.Reader, template, a.ca.cert, key.Public(), a.ca.key)
+	der, err = x509.CreateCertificate(rand.Reader, template, a.ca.cert, key, a.ca.key)
 	a.must(err)
 	cert, err := x509.ParseCertificate(der)
 	a.must(err)
-	return Signer{a, cert, key, at}
+	return cert
 }
 
 // mark is the extension with the timestamp of the log of certificates (RFC 6962,
