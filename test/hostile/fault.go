@@ -19,6 +19,13 @@ const (
 	whole = -1 // Cut: nothing is cut off
 )
 
+// A client that would take an endless answer for ever, or wait for a slow one, fails its
+// test and does not hang it: after tooMuch it is cut off, after tooLong the rest comes.
+const (
+	tooMuch = 256 << 20
+	tooLong = 10 * time.Second
+)
+
 // Answer is what goes out to a request. A Fault changes the right one.
 type Answer struct {
 	Request *http.Request
@@ -34,8 +41,8 @@ type Answer struct {
 	// Hold is called when the bytes before the cut are out; the request then
 	// waits until the registry behaves, and is finished.
 	Hold func()
-	// Endless repeats the body until the client goes away, a byte each Drip when
-	// that is set.
+	// Endless repeats the body until the client goes away or has taken tooMuch. Drip
+	// sends a byte each time, until the client goes away or has waited for tooLong.
 	Endless bool
 	Drip    time.Duration
 }
@@ -82,21 +89,27 @@ func (a *Answer) send(w http.ResponseWriter, req *http.Request, released <-chan 
 		a.drip(w, req, out)
 		return
 	}
-	for out(a.Body) && a.Endless {
+	for taken := len(a.Body); out(a.Body) && a.Endless; taken += len(a.Body) {
+		if taken > tooMuch || len(a.Body) == 0 {
+			panic(http.ErrAbortHandler)
+		}
 	}
 }
 
-// drip sends a byte at a time until the client goes away.
+// drip sends a byte at a time.
 func (a *Answer) drip(w http.ResponseWriter, req *http.Request, out func([]byte) bool) {
 	tick := time.NewTicker(a.Drip)
 	defer tick.Stop()
-	for i := 0; i < len(a.Body) || a.Endless; i++ {
+	enough := time.After(tooLong)
+	for i := range a.Body {
 		select {
 		case <-req.Context().Done():
 			return
+		case <-enough:
+			out(a.Body[i:])
+			return
 		case <-tick.C:
-			at := i % len(a.Body)
-			if !out(a.Body[at : at+1]) {
+			if !out(a.Body[i : i+1]) {
 				return
 			}
 			flush(w)
@@ -206,7 +219,7 @@ func Unasked(a *Answer) {
 	a.Header.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", n/2, n-1, n))
 }
 
-// Flood repeats the body without an end; Dripping does so a byte at a time.
+// Flood repeats the body without an end.
 func Flood(a *Answer) { a.Endless, a.Declared = true, none }
 
 // Dripping sends a body of the right length, a byte at a time.

@@ -57,6 +57,7 @@ func imageFaults() []fault {
 		{"tag resolved twice", "fetch/fetch.go", "	raw, err := readSmall(ctx, r.source, r.desc, osimage.MaxManifest)\n", "	if again, ok := r.source.(repository); ok {\n		if now, err := again.Resolve(ctx, r.name); err == nil {\n			r.desc = now.desc\n		}\n	}\n	raw, err := readSmall(ctx, r.source, r.desc, osimage.MaxManifest)\n", "fetch TestTagIsAskedForOnce TestTagMoves", false},
 		{"size cap of a pack off", "osimage/validate.go", "p.Size <= 0 || p.Size > MaxPack", "false", "osimage TestParseRefuses", false},
 		{"size cap of a body off", "fetch/body.go", "case b.read > b.limit:", "case false:", "fetch TestMisbehaviour", true},
+		{"minimum rate off", "fetch/body.go", "time.AfterFunc(b.pace.within-b.spent,", "time.AfterFunc(b.pace.within-b.spent+1<<62,", "fetch TestMisbehaviour", true},
 		{"segment hash off", "assemble/checking.go", "return sha256.Sum256(d.data) == want", "return want != [sha256.Size]byte{}", "assemble TestCorruptPacks", false},
 	}
 }

@@ -43,6 +43,10 @@ func TestPlantedFaults(t *testing.T) {
 	}
 }
 
+// most is the address space in KiB that tests with a fault may take: without a check
+// they may read without an end.
+const most = "16777216"
+
 func pattern(tests []string) string { return "^(" + strings.Join(tests, "|") + ")$" }
 
 // turnsRed builds the package's tests with the fault, and runs those that are named.
@@ -50,11 +54,16 @@ func (f fault) turnsRed(t *testing.T) {
 	words := strings.Fields(f.tests)
 	pkg, tests := words[0], words[1:]
 	binary := f.build(t, pkg)
-	cmd := exec.CommandContext(t.Context(), binary, "-test.run", pattern(tests), "-test.short", "-test.timeout", "8m")
+	cmd := exec.CommandContext(t.Context(), "/bin/sh", "-c", `ulimit -v "$1" && shift && exec "$@"`, "sh", most,
+		binary, "-test.run", pattern(tests), "-test.short", "-test.timeout", "8m")
 	cmd.Dir = filepath.Join(need.Top(), "pkg", pkg)
 	out, err := cmd.CombinedOutput()
-	if err == nil {
+	switch {
+	case err == nil:
 		t.Fatalf("nothing noticed:\n%s", tail(out))
+	case strings.Contains(string(out), "panic: test timed out"), !strings.Contains(string(out), "--- FAIL: "):
+		// A hang may be the machine's and not the fault's, and so may a lack of memory.
+		t.Fatalf("the tests did not end by themselves: %v\n%s", err, tail(out))
 	}
 	for _, name := range tests {
 		if !strings.Contains(string(out), "--- FAIL: "+name+" ") {
