@@ -114,6 +114,112 @@ func TestBundleTakesFourRequests(t *testing.T) {
 	}
 }
 
+// A registry without the referrers API has a list under a tag, and is asked for the API
+// first: five requests, the one exception from the budget of four (docs/trust.md).
+func TestBundleWithoutTheAPITakesFiveRequests(t *testing.T) {
+	h := hostile.New(t)
+	d := h.Load(t, small.Layout(t), "1")
+	raw := bundleManifest(h, osimage.PredicateSignature, 0, []byte("{}"))
+	index, err := json.Marshal(ocispec.Index{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex,
+		Manifests: []ocispec.Descriptor{{MediaType: ocispec.MediaTypeImageManifest, Digest: h.Put("bundle.sig", raw), Size: int64(len(raw))}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.Put(osimage.ReferrersTag(d), index)
+	r, _ := patient(t, t.TempDir())
+	ref, err := r.Resolve(ctx, h.Name("1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.Forget()
+	sigs, err := ref.Signatures(ctx)
+	if n := len(h.Requests(hostile.Any)); err != nil || len(sigs) != 1 || n != 5 {
+		t.Errorf("%d signatures with %d requests, %v: %+v", len(sigs), n, err, h.Requests(hostile.Any))
+	}
+}
+
+// A registry that has the referrers API and gives no list withholds: that is no proof
+// that there is none. What is there under the tag is taken, and a registry that has no
+// API may say so in its own way.
+func TestWithheldList(t *testing.T) {
+	unsigned, both := small.Layout(t), signed(t, small)
+	busy := hostile.Refuse(503, "")
+	for name, tt := range map[string]struct {
+		layout string
+		judge  Judge
+		fault  hostile.Fault
+		want   string // in the error; empty for none
+		denied bool
+	}{
+		"nothing, 401":                          {unsigned, nil, hostile.Refuse(401, ""), "401", true},
+		"nothing, 403":                          {unsigned, nil, hostile.Refuse(403, ""), "nerdctl login", true},
+		"nothing, 500":                          {unsigned, nil, hostile.Refuse(500, ""), "500", false},
+		"nothing, 503":                          {unsigned, nil, busy, "503 Service Unavailable", false},
+		"nothing, 503, and a judge":             {unsigned, judge{nil, 1}, busy, "503", false},
+		"nothing, compressed":                   {unsigned, nil, hostile.Both(listed, hostile.Bomb(1<<20)), "Content-Encoding", false},
+		"nothing, 404":                          {unsigned, nil, hostile.Refuse(404, ""), "", false},
+		"nothing, 400":                          {unsigned, nil, hostile.Refuse(400, ""), "", false},
+		"nothing, 405":                          {unsigned, nil, hostile.Refuse(405, ""), "", false},
+		"nothing, 501":                          {unsigned, nil, hostile.Refuse(501, ""), "", false},
+		"a signature, 403":                      {both, nil, hostile.Refuse(403, ""), "", false},
+		"a signature, 503":                      {both, nil, busy, "", false},
+		"a signature that is not enough, 403":   {both, judge{nil, 2}, hostile.Refuse(403, ""), "", false},
+		"a signature that is not enough, 503":   {both, judge{nil, 2}, busy, "503", false},
+		"a signature that is enough, not asked": {both, judge{nil, 1}, busy, "", false},
+	} {
+		h := hostile.New(t)
+		h.Load(t, tt.layout, "1")
+		h.Break(hostile.Referrers, tt.fault)
+		r, _ := patient(t, t.TempDir())
+		ref, err := r.Resolve(ctx, h.Name("1"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ref = ref.For(tt.judge)
+		if _, err := ref.Describe(ctx); err != nil {
+			t.Fatal(err)
+		}
+		_, err = ref.Signatures(ctx)
+		switch {
+		case tt.want == "" && err != nil:
+			t.Errorf("%s: %v", name, err)
+		case tt.want != "" && (!errors.Is(err, errWithheld) || !errors.Is(err, ErrRegistry) || errors.Is(err, ErrDenied) != tt.denied || !strings.Contains(err.Error(), tt.want)):
+			t.Errorf("%s: error = %v, want %q", name, err, tt.want)
+		}
+	}
+}
+
+// listed answers with a list of referrers.
+func listed(a *hostile.Answer) { a.Status, a.Body = 200, []byte(`{"manifests":[]}`) }
+
+// What a mirror withholds is no matter where the registry itself answers.
+func TestMirrorWithholdsTheList(t *testing.T) {
+	for name, faults := range map[string][2]hostile.Fault{"by the mirror": {hostile.Refuse(503, ""), nil}, "by the registry": {nil, hostile.Refuse(503, "")}} {
+		mirror, registry := hostile.New(t), hostile.New(t)
+		for i, h := range []*hostile.Registry{mirror, registry} {
+			h.Load(t, small.Layout(t), "1")
+			if faults[i] != nil {
+				h.Break(hostile.Referrers, faults[i])
+			}
+		}
+		toml := fmt.Sprintf("server = %q\n[host.%q]\n  capabilities = [\"pull\", \"resolve\", \"referrers\"]\n", registry.URL, mirror.URL)
+		r, _ := patient(t, hostsDir(t, registry.Host(), toml))
+		ref, err := r.Resolve(ctx, registry.Name("1"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = ref.Signatures(ctx)
+		if withheld := faults[1] != nil; errors.Is(err, errWithheld) != withheld || !withheld && err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if len(mirror.Requests(hostile.Referrers)) == 0 || len(registry.Requests(hostile.Referrers)) == 0 {
+			t.Errorf("%s: not both were asked", name)
+		}
+	}
+}
+
 // What a registry may put beside an image, and what comes of it.
 func TestHostileReferrers(t *testing.T) {
 	for name, tt := range map[string]struct {

@@ -135,6 +135,9 @@ func (r Ref) Signatures(ctx context.Context) ([]osimage.Signature, error) {
 	}
 	for _, place := range r.places(e.wanted) {
 		manifests, err := place(ctx)
+		if r.verdict(e.found, err) {
+			break
+		}
 		if err != nil {
 			return nil, fmt.Errorf("looking for signatures of %s: %w", r.name, err)
 		}
@@ -148,6 +151,14 @@ func (r Ref) Signatures(ctx context.Context) ([]osimage.Signature, error) {
 		}
 	}
 	return e.found, nil
+}
+
+// verdict reports whether the signatures that were found have to do although a registry
+// withholds a list of more. Some say 403 of an API that they do not have, so that alone
+// does not hide who signed; where nothing was found, or a later attempt may bring what
+// the judge misses, the registry's answer is the reason to give.
+func (r Ref) verdict(found []osimage.Signature, err error) bool {
+	return errors.Is(err, errWithheld) && len(found) > 0 && (r.judge == nil || errors.Is(err, ErrDenied))
 }
 
 // places are where cosign puts signatures, the commonest first.

@@ -36,6 +36,8 @@ var (
 	errUnasked = errors.New("it answers with a range that nobody asked for")
 	// errPatience says that a registry wants to be asked again much later.
 	errPatience = errors.New("it asks to come back later")
+	// errWithheld says that it does not tell what lies beside an image.
+	errWithheld = errors.New("it does not say which signatures it has")
 )
 
 // wire is what all connections of one Registry share.
@@ -150,6 +152,10 @@ type transfer struct {
 	// Who was asked last and how often; set by the guard.
 	host  string
 	asked int
+	// listing says that the last request was to the referrers API; withheld is why the
+	// last host that was asked gave no list, nil where it did or has no such API.
+	listing  bool
+	withheld error
 }
 
 type transferKey struct{}
@@ -157,6 +163,36 @@ type transferKey struct{}
 func withTransfer(ctx context.Context, limit int64) (context.Context, *transfer) {
 	t := &transfer{limit: limit}
 	return context.WithValue(ctx, transferKey{}, t), t
+}
+
+// begins notes a request that is no redirect.
+func (t *transfer) begins(req *http.Request) {
+	t.host = req.URL.Host
+	t.asked++
+	t.listing = strings.Contains(req.URL.Path, "/referrers/")
+}
+
+// ended notes what came of a request to the referrers API. The library drops that when
+// the tag that stands in for the API is missing.
+func (t *transfer) ended(resp *http.Response, err error) {
+	switch {
+	case t.listing && err == nil:
+		t.withheld = refusal(resp.StatusCode)
+	case t.listing:
+		t.withheld = err
+	}
+}
+
+// refusal is the error for a status that is no answer to the question for a list. What
+// is left says that a registry has no such API.
+func refusal(status int) error {
+	switch {
+	case status == http.StatusUnauthorized, status == http.StatusForbidden:
+		return fmt.Errorf("%w (nerdctl login stores credentials): %d %s", ErrDenied, status, http.StatusText(status))
+	case status == http.StatusTooManyRequests, status >= http.StatusInternalServerError && status != http.StatusNotImplemented:
+		return fmt.Errorf("%d %s", status, http.StatusText(status))
+	}
+	return nil
 }
 
 // guard is the transport below containerd's resolver: nothing comes from a
@@ -171,18 +207,25 @@ type guard struct {
 }
 
 func (g *guard) RoundTrip(asked *http.Request) (*http.Response, error) {
+	t, _ := asked.Context().Value(transferKey{}).(*transfer)
+	if t == nil {
+		t = &transfer{limit: osimage.MaxManifest}
+	}
+	if asked.Response == nil {
+		t.begins(asked)
+	}
+	resp, err := g.pass(asked, t.limit)
+	t.ended(resp, err)
+	return resp, err
+}
+
+// pass sends a request on, and bounds the answer.
+func (g *guard) pass(asked *http.Request, limit int64) (*http.Response, error) {
 	if asked.URL.Scheme != "https" && !g.allPlain && !g.plain[asked.URL.Host] {
 		return nil, fmt.Errorf("%w: %s", errPlain, asked.URL.Host)
 	}
 	if err := g.wire.await(asked.Context(), asked.URL.Host); err != nil {
 		return nil, err
-	}
-	t, _ := asked.Context().Value(transferKey{}).(*transfer)
-	if t == nil {
-		t = &transfer{limit: osimage.MaxManifest}
-	} else if asked.Response == nil {
-		t.host = asked.URL.Host
-		t.asked++
 	}
 	ctx, cancel := context.WithCancelCause(asked.Context())
 	req := asked.Clone(ctx)
@@ -194,9 +237,9 @@ func (g *guard) RoundTrip(asked *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	resp.Request = asked
-	resp.Body = &body{ReadCloser: resp.Body, ctx: ctx, cancel: cancel, pace: g.wire.pace, limit: t.limit}
+	resp.Body = &body{ReadCloser: resp.Body, ctx: ctx, cancel: cancel, pace: g.wire.pace, limit: limit}
 	g.wire.note(asked.URL.Host, resp)
-	if err := checkAnswer(req, resp, t.limit); err != nil {
+	if err := checkAnswer(req, resp, limit); err != nil {
 		return nil, errors.Join(err, resp.Body.Close())
 	}
 	return resp, nil

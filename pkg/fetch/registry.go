@@ -216,7 +216,8 @@ func (e explained) Read(p []byte) (int, error) {
 func (e explained) elsewhere() bool { return e.r.moveOn(e.t) }
 
 // referrers asks the referrers API and, where a registry has none, the tag that
-// stands in for it.
+// stands in for it. An API that is there and gives no list is errWithheld, unless there
+// is something under the tag.
 func (r repository) referrers(ctx context.Context, image digest.Digest) ([]ocispec.Descriptor, error) {
 	fetcher, err := r.resolver.Fetcher(ctx, r.spec.String())
 	if err != nil {
@@ -226,9 +227,13 @@ func (r repository) referrers(ctx context.Context, image digest.Digest) ([]ocisp
 	if !ok {
 		return nil, fmt.Errorf("%w: its client cannot ask for referrers", ErrRegistry)
 	}
+	ctx, t := withTransfer(ctx, osimage.MaxManifest)
 	list, err := asker.FetchReferrers(ctx, image)
 	if err != nil {
 		return nil, r.explain(err)
+	}
+	if len(list) == 0 && t.withheld != nil {
+		return nil, r.wire.scrub(fmt.Errorf("%w: %w: %w", ErrRegistry, errWithheld, t.withheld))
 	}
 	for i := range list {
 		list[i] = asManifest(list[i])

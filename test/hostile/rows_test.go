@@ -130,6 +130,8 @@ func contentRows() []row {
 			manySignatures(60)(t, m, r)
 			r.Refer(41, bundleOf(t, r, "", 0))
 		}, 40, "more than 100 signatures", true, false},
+		{"24 list of bundles withheld, 403", withheld(403), 40, "nerdctl login", true, false},
+		{"24 list of bundles withheld, 503", withheld(503), 40, "it does not say which signatures it has: 503", true, false},
 		{"24 garbage for a bundle", bundle(func(_ *testing.T, r *Registry) []byte { return bundleManifest(r, []byte("\xff{"), 0) }), 20, "a bundle that cannot be read", true, false},
 		{"26 bundle of 2^63-1 bytes", bundle(func(_ *testing.T, r *Registry) []byte { return bundleManifest(r, []byte("{}"), 1<<63-1) }), 20, "one of 9223372036854775807 bytes, which is over the limit", true, false},
 		{"25 bundle with its own certificate", bundle(func(t *testing.T, r *Registry) []byte { return bundleOf(t, r, r.digest("1.1"), 0) }), 20, "no key of the policy", true, false},
@@ -204,6 +206,15 @@ func bundle(of func(*testing.T, *Registry) []byte) func(*testing.T, *machine, *R
 	return func(t *testing.T, _ *machine, r *Registry) {
 		signatures(t, r, nil)
 		r.Refer(1, of(t, r))
+	}
+}
+
+// withheld is a registry that has only bundles and refuses to list them.
+func withheld(status int) func(*testing.T, *machine, *Registry) {
+	return func(t *testing.T, _ *machine, r *Registry) {
+		signatures(t, r, nil)
+		r.Refer(1, bundleOf(t, r, r.digest("1.1"), 0))
+		r.Break(Referrers, Refuse(status, ""))
 	}
 }
 
