@@ -3,6 +3,7 @@ package fetch
 import (
 	"archive/tar"
 	"bytes"
+	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
@@ -13,7 +14,10 @@ import (
 	"time"
 	"unicode"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
 	"github.com/kapernikov/osctl/pkg/osimage"
+	"github.com/kapernikov/osctl/test/sample"
 )
 
 // archiveOf is a tar with these members.
@@ -58,25 +62,72 @@ func FuzzArchive(f *testing.F) {
 			return
 		}
 		defer l.Close() //nolint:errcheck // read only
-		ref, err := l.Resolve(ctx, "")
-		if err != nil {
-			if !errors.Is(err, ErrLayout) {
-				t.Errorf("Resolve = %v, want ErrLayout", err)
-			}
+		readAll(t, l)
+	})
+}
+
+// readAll reads what a decision needs, and holds that errors have a class.
+func readAll(t *testing.T, l *Layout) {
+	t.Helper()
+	ref, err := l.Resolve(ctx, "")
+	if err != nil {
+		if !errors.Is(err, ErrLayout) {
+			t.Errorf("Resolve = %v, want ErrLayout", err)
+		}
+		return
+	}
+	if _, err := ref.Describe(ctx); err != nil && !errors.Is(err, ErrLayout) && !errors.Is(err, osimage.ErrInvalid) && !errors.Is(err, osimage.ErrNotOS) {
+		t.Errorf("Describe: an error without a class: %v", err)
+	}
+	if _, err := ref.Signatures(ctx); err != nil && !errors.Is(err, ErrLayout) && !errors.Is(err, osimage.ErrInvalid) {
+		t.Errorf("Signatures: an error without a class: %v", err)
+	}
+}
+
+// FuzzIndex gives a layout with real content any index, and takes it for a list of
+// referrers as well.
+func FuzzIndex(f *testing.F) {
+	key, _, _ := sample.Key(f)
+	dir := small.Signed(f, key)
+	name := filepath.Join(dir, ocispec.ImageIndexFile)
+	index, err := os.ReadFile(name)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(index)
+	f.Add(bytes.ReplaceAll(index, []byte(".sig"), nil))
+	f.Add(bytes.ReplaceAll(index, []byte(`"size":`), []byte(`"size":-`)))
+	f.Add([]byte(`{"manifests":[` + strings.Repeat(`{"digest":"sha256:`+strings.Repeat("0", 64)+`","size":2},`, 101) + `{}]}`))
+	f.Add([]byte(`{"manifests":[{"digest":"sha256:../../../../etc/passwd","size":9223372036854775807}]}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if err := os.WriteFile(name, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if l, err := OpenLayout(dir); err == nil {
+			readAll(t, l)
+		} else if !errors.Is(err, ErrLayout) {
+			t.Errorf("OpenLayout = %v, want ErrLayout", err)
+		}
+		var list ocispec.Index
+		if json.Unmarshal(data, &list) != nil {
 			return
 		}
-		if _, err := ref.Describe(ctx); err != nil && !errors.Is(err, ErrLayout) && !errors.Is(err, osimage.ErrInvalid) && !errors.Is(err, osimage.ErrNotOS) {
-			t.Errorf("Describe: an error without a class: %v", err)
+		found, err := osimage.BundleManifests(list.Manifests, nil)
+		if err != nil && !errors.Is(err, osimage.ErrInvalid) || len(found) > osimage.MaxSignatures {
+			t.Errorf("%d manifests, %v", len(found), err)
 		}
-		if _, err := ref.Signatures(ctx); err != nil && !errors.Is(err, ErrLayout) && !errors.Is(err, osimage.ErrInvalid) {
-			t.Errorf("Signatures: an error without a class: %v", err)
+		for _, d := range found {
+			if d.Digest.Validate() != nil {
+				t.Errorf("took a manifest %q", d.Digest)
+			}
 		}
 	})
 }
 
 func FuzzRetryAfter(f *testing.F) {
 	now := time.Unix(1_800_000_000, 0)
-	for _, s := range []string{"", "7", "-7", "4294967295", "99999999999999999999", now.Add(time.Hour).UTC().Format(http.TimeFormat), "soon"} {
+	f.Add("")
+	for _, s := range []string{"7", "-7", "4294967295", "99999999999999999999", now.Add(time.Hour).UTC().Format(http.TimeFormat), "soon"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, value string) {

@@ -149,6 +149,7 @@ func TestParseRefuses(t *testing.T) {
 // FuzzParse: Parse never fails on a block, and what can be encoded is read back
 // as it was, variable by variable.
 func FuzzParse(f *testing.F) {
+	f.Add([]byte(signature + "x=1\n###"))
 	for _, c := range odd {
 		f.Add([]byte(c.data))
 	}
