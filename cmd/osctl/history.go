@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -52,7 +53,11 @@ func runHistory(o historyOptions, s streams) error {
 	}
 	t := tabwriter.NewWriter(s.out, 0, 8, 2, ' ', 0)
 	for _, e := range events {
-		fmt.Fprintf(t, "%s\t%s\tslot %s\t%s\t%s\n", when(e.At), e.Kind, e.Slot, e.Version, e.Reason)
+		why := e.Reason
+		if e.Rule != "" {
+			why = strings.TrimSuffix("admitted by rule "+e.Rule+"; "+why, "; ")
+		}
+		fmt.Fprintf(t, "%s\t%s\tslot %s\t%s\t%s\n", when(e.At), e.Kind, e.Slot, e.Version, why)
 	}
 	return t.Flush()
 }

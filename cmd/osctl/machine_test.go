@@ -47,7 +47,7 @@ func (p plain) create(public []byte) error {
 	}
 	l, err := ledger.New(ledger.Entry{
 		Digest: "sha256:" + fmt.Sprintf("%064x", 10), Product: running.Product, Version: running.Version,
-		Created: time.Unix(1_800_000_000, 0).UTC(), Reference: "registry.example.com/os:1.0", SignedBy: "release",
+		Created: time.Unix(1_800_000_000, 0).UTC(), Reference: "registry.example.com/os:1.0", SignedBy: "release", Basis: &ledger.Basis{Rule: "released", Signers: []string{"release"}},
 	}, time.Unix(1_800_000_000, 0).UTC())
 	if err != nil {
 		return err

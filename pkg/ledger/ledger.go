@@ -74,6 +74,13 @@ type Basis struct {
 	Signers []string      `json:"signers"`
 }
 
+func (b *Basis) rule() string {
+	if b == nil {
+		return ""
+	}
+	return b.Rule
+}
+
 // Floor is the lowest version and epoch that may be installed.
 type Floor struct {
 	Version string `json:"version,omitempty"`
@@ -124,7 +131,9 @@ type Event struct {
 	Slot    device.Slot `json:"slot,omitempty"`
 	Version string      `json:"version,omitempty"`
 	Digest  string      `json:"digest,omitempty"`
-	Reason  string      `json:"reason,omitempty"`
+	// Rule is, of what was written into a slot, the rule of the policy that admitted it.
+	Rule   string `json:"rule,omitempty"`
+	Reason string `json:"reason,omitempty"`
 }
 
 // Ledger is the content of the file.
@@ -288,7 +297,7 @@ func New(e Entry, at time.Time) (*Ledger, error) {
 	l := empty()
 	e.State, e.StagedAt = Staged, at
 	l.Slots[device.SlotA] = &e
-	l.Add(Event{At: at, Kind: "installed", Slot: device.SlotA, Version: e.Version, Digest: e.Digest})
+	l.Add(Event{At: at, Kind: "installed", Slot: device.SlotA, Version: e.Version, Digest: e.Digest, Rule: e.Basis.rule()})
 	return l, l.Commit(device.SlotA, at)
 }
 

@@ -266,7 +266,7 @@ func (m Machine) record(w slot.Written, r proof.Record, v trust.Verified, state 
 			Digest: w.Digest(), Product: c.Product, Version: c.Version, Epoch: c.Epoch, Created: c.Created,
 			Reference: r.Reference(), SignedBy: v.KeyName(), Basis: &basis, State: ledger.Staged, StagedAt: now,
 		}
-		l.Add(ledger.Event{At: now, Kind: kind, Slot: w.Slot(), Version: c.Version, Digest: w.Digest(), Reason: "by the rescue system"})
+		l.Add(ledger.Event{At: now, Kind: kind, Slot: w.Slot(), Version: c.Version, Digest: w.Digest(), Rule: basis.Rule, Reason: "by the rescue system"})
 		if state == ledger.Committed {
 			return l.Commit(w.Slot(), now)
 		}

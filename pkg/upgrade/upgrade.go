@@ -351,7 +351,7 @@ func (r *run) arm(ctx context.Context, written slot.Written, baseline health.Bas
 			Digest: written.Digest(), Product: c.Product, Version: c.Version, Epoch: c.Epoch, Created: c.Created,
 			Reference: r.offer.Name(), SignedBy: r.plan.SignedBy(), Basis: &basis, State: ledger.Staged, StagedAt: now, Baseline: &baseline,
 		}
-		l.Add(ledger.Event{At: now, Kind: "staged", Slot: written.Slot(), Version: c.Version, Digest: written.Digest()})
+		l.Add(ledger.Event{At: now, Kind: "staged", Slot: written.Slot(), Version: c.Version, Digest: written.Digest(), Rule: basis.Rule})
 		return nil
 	})
 	if err != nil {

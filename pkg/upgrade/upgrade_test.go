@@ -234,6 +234,9 @@ func TestRun(t *testing.T) {
 	if e.Basis == nil || e.Basis.Policy.Validate() != nil || e.Basis.Rule != trust.DefaultRule || !slices.Equal(e.Basis.Signers, []string{"release"}) {
 		t.Errorf("the policy that admitted it: %+v", e.Basis)
 	}
+	if last := l.History[len(l.History)-1]; last.Kind != "staged" || last.Rule != trust.DefaultRule {
+		t.Errorf("the history ends with %+v", last)
+	}
 	if b.release != 1 {
 		t.Errorf("released %d times", b.release)
 	}
