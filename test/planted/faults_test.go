@@ -58,6 +58,8 @@ func imageFaults() []fault {
 		{"size cap of a pack off", "osimage/validate.go", "p.Size <= 0 || p.Size > MaxPack", "false", "osimage TestParseRefuses", false},
 		{"size cap of a body off", "fetch/body.go", "case b.read > b.limit:", "case false:", "fetch TestMisbehaviour", true},
 		{"minimum rate off", "fetch/body.go", "time.AfterFunc(b.pace.within-b.spent,", "time.AfterFunc(b.pace.within-b.spent+1<<62,", "fetch TestMisbehaviour", true},
+		{"a withheld list taken for none", "fetch/registry.go", "len(list) == 0 && t.withheld != nil", "len(list) < 0", "fetch TestWithheldList TestMirrorWithholdsTheList", true},
+		{"any answer taken for no list", "fetch/guard.go", "t.withheld = refusal(resp.StatusCode)", "t.withheld = nil", "fetch TestWithheldList", true},
 		{"segment hash off", "assemble/checking.go", "return sha256.Sum256(d.data) == want", "return want != [sha256.Size]byte{}", "assemble TestCorruptPacks", false},
 	}
 }
