@@ -209,15 +209,6 @@ func bundle(of func(*testing.T, *Registry) []byte) func(*testing.T, *machine, *R
 	}
 }
 
-// withheld is a registry that has only bundles and refuses to list them.
-func withheld(status int) func(*testing.T, *machine, *Registry) {
-	return func(t *testing.T, _ *machine, r *Registry) {
-		signatures(t, r, nil)
-		r.Refer(1, bundleOf(t, r, r.digest("1.1"), 0))
-		r.Break(Referrers, Refuse(status, ""))
-	}
-}
-
 // bundleOf is one by an authority that the policy does not know; without a digest it is
 // about nothing.
 func bundleOf(t *testing.T, r *Registry, about digest.Digest, size int64) []byte {
@@ -270,6 +261,7 @@ func TestHostileRegistry(t *testing.T) {
 		s.tagMoves(t)
 		s.places(t)
 		s.channels(t)
+		s.trust(t)
 	})
 	t.Log("\n" + table(outcomes))
 }
