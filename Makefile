@@ -83,5 +83,10 @@ bench: deps tools osctl
 yocto-modules:
 	$(GO) run ./test/yocto/update
 
+# yocto-check proves what can be proven of the Yocto layer without building an image.
+# YOCTO_LAYERS names the upstream layers; YOCTO_PROOFS some of the proofs.
+yocto-check: osctl
+	YOCTO_LAYERS=$(YOCTO_LAYERS) test/yocto/check.sh $(YOCTO_PROOFS)
+
 clean:
 	rm -rf bin .cache

@@ -78,7 +78,9 @@ def osctl_run(d, *command, environment={}):
     """Run osctl-native; its output goes to the task's log."""
     import subprocess
     program = d.expand("${STAGING_BINDIR_NATIVE}/osctl")
-    env = {"PATH": d.getVar("PATH"), "SOURCE_DATE_EPOCH": d.getVar("SOURCE_DATE_EPOCH"), **environment}
+    # The time that the files of the root file system have, too.
+    epoch = d.getVar("REPRODUCIBLE_TIMESTAMP_ROOTFS") or d.getVar("SOURCE_DATE_EPOCH")
+    env = {"PATH": d.getVar("PATH"), "SOURCE_DATE_EPOCH": epoch, **environment}
     done = subprocess.run([program, *command], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     bb.plain(done.stdout.strip()) if done.returncode else bb.note(done.stdout.strip())
     if done.returncode:
@@ -116,6 +118,7 @@ def osctl_caller(d):
     origin = d.getVar("BB_ORIGENV", False)
     names = ("COSIGN_PASSWORD", "HOME", "DOCKER_CONFIG", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR")
     return {name: origin.getVar(name, False) for name in names if origin.getVar(name, False) is not None}
+osctl_caller[vardepsexclude] += "BB_ORIGENV"
 
 # The signature goes into the layout in the deploy directory, not into the cache of
 # shared state: a key that was taken from here signs nothing there.
@@ -127,7 +130,7 @@ python do_osctl_sign() {
     osctl_run(d, "sign", layout, "--key", d.getVar("OSCTL_SIGN_KEY"), environment=environment)
 }
 do_osctl_sign[nostamp] = "1"
-do_osctl_sign[vardepsexclude] += "OSCTL_SIGN_KEY BB_ORIGENV"
+do_osctl_sign[vardepsexclude] += "OSCTL_SIGN_KEY"
 
 python do_osctl_push() {
     layout = os.path.join(d.getVar("DEPLOY_DIR_IMAGE"), d.getVar("OSCTL_LAYOUT"))
@@ -135,7 +138,6 @@ python do_osctl_push() {
 }
 do_osctl_push[nostamp] = "1"
 do_osctl_push[network] = "1"
-do_osctl_push[vardepsexclude] += "BB_ORIGENV"
 
 python () {
     if d.getVar("OSCTL_SIGN_KEY"):

@@ -2,7 +2,7 @@ SUMMARY = "The rescue system: all of it is an initial RAM disk"
 LICENSE = "MIT"
 
 # Modules for whatever a disk, a network card or a file system may need.
-PACKAGE_INSTALL = "osctl-rescue base-passwd kernel-modules netbase os-release"
+PACKAGE_INSTALL = "osctl-rescue osctl-conf base-passwd kernel-modules netbase os-release"
 IMAGE_FEATURES = ""
 IMAGE_LINGUAS = ""
 IMAGE_FSTYPES = "cpio.zst"

@@ -30,7 +30,7 @@ do_install() {
 FILES:${PN} = "/init /data /efi ${nonarch_libdir}/osctl ${sysconfdir}"
 # Programs of images/rescue/programs.txt; busybox has the others.
 RDEPENDS:${PN} = "\
-    osctl-program osctl-conf busybox ca-certificates kmod \
+    osctl-program busybox ca-certificates kmod \
     e2fsprogs-e2fsck e2fsprogs-mke2fs \
     klibc-utils-ipconfig klibc-utils-reboot \
     util-linux-lsblk util-linux-mount util-linux-setsid util-linux-sulogin util-linux-umount \

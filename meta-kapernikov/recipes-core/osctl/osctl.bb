@@ -30,11 +30,13 @@ SRC_URI = "\
 require osctl-go-mods.inc
 require osctl-licenses.inc
 
-inherit go-mod go-mod-update-modules
+inherit go-mod
 
 # Static, as on every machine: preinit is process 1 before anything else is there,
 # and its slot may be run by another C library.
 CGO_ENABLED = "0"
+GO_LINKSHARED = ""
+GO_RPATH = ""
 GO_LINUXLOADER = ""
 GOBUILDFLAGS:remove = "-buildmode=pie"
 # The modules are all in SRC_URI.
@@ -60,6 +62,6 @@ do_install:append:class-target() {
 PACKAGES =+ "${PN}-program"
 FILES:${PN}-program = "${bindir}/osctl"
 FILES:${PN} += "${prefix}/lib /data /efi"
-RDEPENDS:${PN}:append:class-target = " ${PN}-program osctl-boot osctl-conf systemd dbus e2fsprogs-e2fsck"
+RDEPENDS:${PN}:append:class-target = " ${PN}-program osctl-boot systemd dbus e2fsprogs-e2fsck"
 
 BBCLASSEXTEND = "native"
