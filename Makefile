@@ -37,6 +37,7 @@ check: osctl
 lint:
 	test -z "$$(gofmt -l cmd pkg test images policy | tee /dev/stderr)"
 	$(GO) vet $(PACKAGES)
+	$(GO) vet -tags yocto ./test/machine
 	$(GO) tool staticcheck $(PACKAGES)
 	$(GO) mod tidy -diff
 	shellcheck $(SCRIPTS)

@@ -1,3 +1,5 @@
+//go:build yocto
+
 package machine
 
 import (
@@ -23,10 +25,10 @@ import (
 
 // TestYoctoDisk tells the story on the disk that the Yocto layer describes, made by
 // its tool, wic, with the system of the reference image in slot A. It is a part of
-// `make yocto-check`, which knows where that tool is.
+// `make yocto-check`, which knows where that tool is, and of nothing else.
 func TestYoctoDisk(t *testing.T) {
 	if os.Getenv("WIC") == "" {
-		t.Skip("needs wic in $WIC: run make yocto-check")
+		t.Fatal("needs wic in $WIC: run make yocto-check")
 	}
 	ctx, site := begin(t, "parted", "sfdisk", "debugfs", "mcopy")
 	if err := site.wic(ctx); err != nil {

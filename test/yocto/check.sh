@@ -257,7 +257,7 @@ proof_native() {
 }
 
 proof_disk() {
-	(cd "$top" && WIC=${WIC:-wic} go test -count=1 -v -timeout 90m -run 'TestYoctoDisk' ./test/machine) >"$log/disk" 2>&1 ||
+	(cd "$top" && WIC=${WIC:-wic} go test -tags yocto -count=1 -v -timeout 90m -run TestYoctoDisk ./test/machine) >"$log/disk" 2>&1 ||
 		fail "the disk of the layer: see $log/disk"
 	grep -E '^ *--- ' "$log/disk"
 }
