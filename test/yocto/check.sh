@@ -164,7 +164,7 @@ graph() {
 		clean "$1-$image"
 		mv "$build/pn-buildlist" "$log/$1-$image.recipes"
 		echo "$image: $(wc -l <"$log/$1-$image.recipes") recipes"
-		if grep -E '^(podman|swupdate|docker|crun|syslinux|systemd-boot)' "$log/$1-$image.recipes"; then
+		if grep -E '^(podman|swupdate|docker|crun|syslinux|systemd-boot)$' "$log/$1-$image.recipes"; then
 			fail "$image: pulls in what has no place there"
 		fi
 	done
