@@ -35,6 +35,35 @@ type Workload struct {
 	Image       string `json:"image,omitempty"`       // reference that it was made from
 	ImageDigest string `json:"imageDigest,omitempty"` // sha256:… of that reference's target; "" if the image record is gone
 	Restart     string `json:"restart,omitempty"`     // restart policy, as in "always"; "" if containerd never starts it by itself
+	Project     string `json:"project,omitempty"`     // compose project; "" if it belongs to none
+	Service     string `json:"service,omitempty"`     // service within the compose project
+	// Ports are the published ports of the host, as in "tcp/8080" or
+	// "udp/10.0.0.1:53", sorted.
+	Ports    []string    `json:"ports,omitempty"`
+	Health   string      `json:"health,omitempty"`   // by nerdctl's health check: starting, healthy, unhealthy; "" without one
+	Restarts int         `json:"restarts,omitempty"` // how often containerd's restart monitor started it again
+	Declared Declaration `json:"declared,omitzero"`  // what the container says of itself by its labels
+}
+
+// Level says what a check means for the verdict.
+type Level string
+
+// The levels. "" is the one that applies without a declaration: what ran before is
+// required.
+const (
+	Required Level = "required" // red when it does not hold
+	Wanted   Level = "wanted"   // reported only
+	Ignore   Level = "ignore"   // not looked at
+)
+
+// Declaration is what a container asks of the gate by its labels osctl.gate.*.
+type Declaration struct {
+	Level   Level         `json:"level,omitempty"`     // osctl.gate
+	Timeout time.Duration `json:"timeoutNs,omitempty"` // osctl.gate.timeout: how long it may take to become healthy, within the gate's deadline; 0 is all of it
+	HTTP    string        `json:"http,omitempty"`      // osctl.gate.http: URL, seen from inside the container's network
+	TCP     string        `json:"tcp,omitempty"`       // osctl.gate.tcp: [host]:port, seen from inside the container's network
+	Exec    string        `json:"exec,omitempty"`      // osctl.gate.exec: command, run inside the container
+	Bad     string        `json:"bad,omitempty"`       // what is wrong with the labels, in words; the check fails with it
 }
 
 // String names the workload for people: namespace/name, or the first twelve
@@ -55,6 +84,7 @@ const Running = "running"
 type Container struct {
 	Workload
 	Status string `json:"status"`
+	Pid    uint32 `json:"pid,omitempty"` // of its first process on the host; another one means that it was started again
 }
 
 // Baseline is what was true on the old system when an upgrade was staged. The
@@ -63,7 +93,11 @@ type Container struct {
 type Baseline struct {
 	Workloads   []Workload `json:"workloads"`   // containers that ran
 	FailedUnits []string   `json:"failedUnits"` // units that had failed already, sorted
-	RecordedAt  time.Time  `json:"recordedAt"`  // by the wall clock, for people
+	// Routes are the routes of the main table, and Listening the sockets that
+	// services listened on, as in "tcp/22 ssh.service"; both sorted.
+	Routes     []string  `json:"routes,omitempty"`
+	Listening  []string  `json:"listening,omitempty"`
+	RecordedAt time.Time `json:"recordedAt"` // by the wall clock, for people
 }
 
 // Kind says what a Check looks at.
