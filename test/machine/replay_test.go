@@ -32,11 +32,10 @@ type replay struct {
 	unflushed bool             // writes to slot B since the last flush
 
 	lose int // the write to slot B that never arrives; 0 for none
-	// cuts are the instants, as counts of writes to the ESP from arming on, at which
-	// keep is given the disk with that write torn.
-	cuts  []int
+	// cuts are the instants at which keep is given the disk.
+	cuts  cuts
 	since int // writes to the ESP from arming on
-	keep  func(number int) error
+	keep  func() error
 
 	verdicts                              map[[sha256.Size]byte]grub.Boot
 	armed                                 bool // GRUB would start slot B
@@ -177,6 +176,11 @@ func (r *replay) applySlot(ctx context.Context, e writelog.Entry) error {
 	if err := r.note(e.Offset, e.Data); err != nil {
 		return err
 	}
+	if slices.Contains(r.cuts.slot, r.slotWrites) {
+		if err := r.leave(r.now); err != nil {
+			return err
+		}
+	}
 	if !start && r.slotWrites%everyWriteToASlot != 0 {
 		return nil
 	}
@@ -253,7 +257,7 @@ func (r *replay) applyESP(ctx context.Context, e writelog.Entry) error {
 		return err
 	}
 	r.since++
-	if !slices.Contains(r.cuts, r.since) {
+	if !slices.Contains(r.cuts.esp, r.since) {
 		return nil
 	}
 	// The first sector of this write has arrived, and nothing after it.
@@ -261,12 +265,20 @@ func (r *replay) applyESP(ctx context.Context, e writelog.Entry) error {
 	for _, p := range append(slices.Clone(r.pending[:len(r.pending)-1]), writelog.Entry{Offset: e.Offset, Data: e.Data[:writelog.SectorSize]}) {
 		maps.Copy(state, sectors(p, espArea))
 	}
+	return r.leave(state)
+}
+
+// leave gives keep the disk with this state of the ESP.
+func (r *replay) leave(state map[int64][]byte) error {
+	if r.keep == nil {
+		return nil
+	}
 	for off, data := range state {
 		if _, err := r.disk.WriteAt(data, off); err != nil {
 			return err
 		}
 	}
-	return r.keep(r.since)
+	return r.keep()
 }
 
 // most is how many writes between two flushes are combined in every way; of more,
