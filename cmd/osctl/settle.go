@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -138,6 +139,10 @@ func (m *machine) readReport() (gateReport, error) {
 	return kept, err
 }
 
+// lastLook is how long everything has to hold before a commit, after osctl-health
+// found that it does.
+const lastLook = time.Second
+
 // settleGate is the gate of settle: a red report of this boot's osctl-health
 // stands; otherwise the gate runs (again, and then in seconds), and everything
 // that is ordered before boot-complete.target must have succeeded as well.
@@ -147,8 +152,12 @@ func (m *machine) settleGate(ctx context.Context, b health.Baseline) health.Repo
 		return kept.Report
 	}
 	options := m.gate(b)
-	if err == nil && !slices.Contains(options.RequiredUnits, bootComplete) {
-		options.RequiredUnits = append(slices.Clone(options.RequiredUnits), bootComplete)
+	if err == nil {
+		// It has soaked, and its probes have been asked; this is the last look.
+		options.Steady, options.Probes = lastLook, nil
+		if !slices.Contains(options.RequiredUnits, bootComplete) {
+			options.RequiredUnits = append(slices.Clone(options.RequiredUnits), bootComplete)
+		}
 	}
 	return health.Run(ctx, options)
 }

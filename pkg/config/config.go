@@ -114,7 +114,7 @@ func Defaults() Config {
 		Env:      []string{"/efi/osctl/a/grubenv", "/efi/osctl/b/grubenv"},
 		StateDir: "/data/osctl", EtcDir: "/data/etc", RuntimeDir: "/run/osctl", Tries: 3,
 		Containerd: Containerd{Address: "/run/containerd/containerd.sock", Namespace: "osctl", HostsDir: "/etc/containerd/certs.d"},
-		Health:     Health{Deadline: Duration(5 * time.Minute), Soak: Duration(10 * time.Second)},
+		Health:     Health{Deadline: Duration(5 * time.Minute), Soak: Duration(30 * time.Second)},
 	}
 }
 

@@ -1,18 +1,23 @@
 package health
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // The defaults of Options.
 const (
 	DefaultDeadline = 5 * time.Minute
-	DefaultSteady   = 5 * time.Second
+	DefaultSteady   = 30 * time.Second
+	DefaultRetry    = 5 * time.Second
 )
 
 const (
@@ -53,6 +58,27 @@ type containers interface {
 	// since (several changes may be one value). It is closed when no more will
 	// come: ctx is done or the daemon is gone.
 	Changes(ctx context.Context) <-chan struct{}
+	// Probe asks a running container what its Declaration says that it answers, and
+	// returns what was seen and whether all of it holds.
+	Probe(ctx context.Context, c Container) (seen string, ok bool)
+}
+
+// network is what the gate wants to know of the machine's network; device.Network
+// is the real one.
+type network interface {
+	// Facts is the present state.
+	Facts(ctx context.Context) (Network, error)
+}
+
+// Network is the state of the machine's network.
+type Network struct {
+	// Routes are the routes by a gateway, as in "default dev eth0" or
+	// "10.1.0.0/16 dev eth1".
+	Routes []string
+	// Listening are the sockets that services listen on, as in "tcp/22 ssh.service".
+	Listening []string
+	// Unplugged are the interfaces that are there and have no carrier.
+	Unplugged []string
 }
 
 // manager is what the gate needs of systemd; Systemd is the real one.
@@ -68,38 +94,59 @@ type manager interface {
 type Options struct {
 	Systemd       manager       // Systemd{}, or a fake of it
 	Containers    containers    // a *workload.Reader, or a fake of it
+	Network       network       // device.Network{}; nil records and checks nothing
 	Baseline      Baseline      // what has to be true again
+	Probes        []Probe       // what else has to hold
 	RequiredUnits []string      // full names of units that have to be active
+	Tolerated     []string      // patterns, as of path.Match, of units that may fail
 	Deadline      time.Duration // of the whole gate; 0 is DefaultDeadline
 	Steady        time.Duration // how long everything has to hold without a break before it is green; 0 is DefaultSteady
-	Log           *slog.Logger  // what the gate waits for; nil is no log
+	Retry         time.Duration // the gap between two runs of a Probe; 0 is DefaultRetry
+	// Progress is told, from one goroutine, of each change of a check, and every few
+	// seconds while nothing changes; nil is nobody.
+	Progress func(Progress)
+	Log      *slog.Logger // what the gate waits for; nil is no log
 }
 
 // Run looks at the machine until everything that o expects holds and has held
-// for o.Steady, or the deadline comes. It returns at the deadline at the
-// latest, whatever hangs. A caller that cancels ctx gets a report that is not
-// green and has to look at ctx.Err before it draws conclusions from it.
+// for o.Steady, or the deadline comes, or something can no longer come true in
+// time. It returns at the deadline at the latest, whatever hangs. A caller that
+// cancels ctx gets a report that is not green and has to look at ctx.Err before it
+// draws conclusions from it.
 func Run(ctx context.Context, o Options) Report {
-	if o.Deadline == 0 {
-		o.Deadline = DefaultDeadline
-	}
-	if o.Steady == 0 {
-		o.Steady = DefaultSteady
-	}
+	o.Deadline = cmp.Or(o.Deadline, DefaultDeadline)
+	o.Steady = cmp.Or(o.Steady, DefaultSteady)
+	o.Retry = cmp.Or(o.Retry, DefaultRetry)
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	used := processorTime()
 	ctx, cancel := context.WithTimeoutCause(ctx, o.Deadline, errDeadline)
 	defer cancel()
-	g := gate{o: &o, started: time.Now(), since: map[checkID]time.Duration{}}
+	g := newGate(&o)
+	for _, p := range o.Probes {
+		g.probe(ctx, p)
+	}
 	checks, green := g.run(ctx)
-	return Report{
+	r := Report{
 		Green:    green,
 		Checks:   checks,
 		Started:  g.started.Round(0),
 		Finished: time.Now().Round(0),
 		Duration: time.Since(g.started),
+		Overhead: processorTime() - used,
 	}
+	o.Log.Info("health gate ended", "green", green, "took", r.Duration.Round(time.Millisecond), "overhead", r.Overhead.Round(time.Millisecond))
+	return r
+}
+
+// processorTime is what this process has used of the processors so far.
+func processorTime() time.Duration {
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // Record takes the baseline of the running system. When a part of the machine
@@ -107,9 +154,12 @@ func Run(ctx context.Context, o Options) Report {
 // ErrContainers (or both), and the baseline holds what could be read: the
 // caller decides whether that will do.
 func Record(ctx context.Context, o Options) (Baseline, error) {
-	g := gate{o: &o, started: time.Now()}
+	g := newGate(&o)
 	seen := g.look(ctx)
-	b := Baseline{Workloads: []Workload{}, FailedUnits: []string{}, RecordedAt: g.started.Round(0).UTC()}
+	b := Baseline{
+		Workloads: []Workload{}, FailedUnits: []string{}, RecordedAt: g.started.Round(0).UTC(),
+		Routes: seen.network.Routes, Listening: seen.network.Listening,
+	}
 	var errs []error
 	if seen.unitsErr != nil {
 		errs = append(errs, fmt.Errorf("recording failed units: %w: %w", ErrSystemd, seen.unitsErr))
@@ -139,8 +189,27 @@ type gate struct {
 	started time.Time
 	last    *observation              // the newest one, nil at first
 	since   map[checkID]time.Duration // when each check began to hold; absent if it does not
+	ever    map[checkID]bool          // which checks have held at some time
 	held    *time.Duration            // when all of them began to hold; nil if they do not
 	bells   [2]<-chan struct{}        // changes of systemd and of the containers; nil if unknown
+	probed  chan struct{}             // a probe has a new result
+	probes  []*prober                 // of Options
+	asked   map[string]*prober        // of containers that run, by containerKey and process
+	runs    map[string]running        // by containerKey, what ran when it was last seen
+}
+
+func newGate(o *Options) *gate {
+	return &gate{
+		o: o, started: time.Now(), since: map[checkID]time.Duration{}, ever: map[checkID]bool{},
+		probed: make(chan struct{}, 1), asked: map[string]*prober{}, runs: map[string]running{},
+	}
+}
+
+// running is one start of a container.
+type running struct {
+	pid      uint32
+	restarts int
+	again    int // how often it was seen to have been started again
 }
 
 // run looks, judges and waits until it is over.
@@ -148,6 +217,7 @@ func (g *gate) run(ctx context.Context) (checks []Check, green bool) {
 	for {
 		g.subscribe(ctx)
 		g.last = g.look(ctx)
+		g.ask(ctx, g.last)
 		checks = judge(g.o, g.last)
 		now := time.Since(g.started)
 		all := g.track(checks, now)
@@ -156,15 +226,82 @@ func (g *gate) run(ctx context.Context) (checks []Check, green bool) {
 		} else if !all {
 			g.held = nil
 		}
+		g.report(checks, now)
 		// Once ctx is done, the look may have been cut off: it makes nothing green.
-		if all && now-*g.held >= g.o.Steady && ctx.Err() == nil {
+		if all && now-*g.held >= g.o.Steady && ctx.Err() == nil && g.confirmed(*g.held+g.o.Steady) {
 			return append(checks, g.steady(ctx, now, true)), true
 		}
-		g.wait(ctx)
+		if c := g.hopeless(checks, now); c != nil {
+			c.Seen += fmt.Sprintf(", after %v", now.Round(time.Second))
+			c.Expected += fmt.Sprintf(" within %v", c.within)
+			return g.blame(checks), false
+		}
+		g.wait(ctx, checks)
 		if ctx.Err() != nil {
-			return append(checks, g.steady(ctx, time.Since(g.started), false)), false
+			return append(g.blame(checks), g.steady(ctx, time.Since(g.started), false)), false
 		}
 	}
+}
+
+// confirmed reports whether every probe that counts has held in a run that began
+// after the soak, and asks those again that have not run since.
+func (g *gate) confirmed(soaked time.Duration) bool {
+	all := true
+	for _, p := range g.running() {
+		if p.Level == Wanted {
+			continue
+		}
+		if r := p.last(); !r.ok || r.began < soaked {
+			p.again(soaked)
+			all = false
+		}
+	}
+	return all
+}
+
+// hopeless is a required check whose own time has passed before it ever held; nil
+// when there is none.
+func (g *gate) hopeless(checks []Check, now time.Duration) *Check {
+	for i := range checks {
+		c := &checks[i]
+		if c.Required && !c.OK && c.within > 0 && now >= c.within && !g.ever[checkID{c.Kind, c.Name}] {
+			return c
+		}
+	}
+	return nil
+}
+
+// blame marks, in a red report, the workloads that were started again during the
+// gate: at the moment of the last look they may well have run.
+func (g *gate) blame(checks []Check) []Check {
+	for i := range checks {
+		c := &checks[i]
+		if c.Kind == KindWorkload && c.OK && g.last.startedAgain[c.Name] > 0 {
+			c.OK = false
+			c.Seen += fmt.Sprintf("; started again %s during the gate", times(g.last.startedAgain[c.Name]))
+		}
+	}
+	return checks
+}
+
+func times(n int) string {
+	if n == 1 {
+		return "once"
+	}
+	return fmt.Sprintf("%d times", n)
+}
+
+// report tells of the progress.
+func (g *gate) report(checks []Check, now time.Duration) {
+	if g.o.Progress == nil {
+		return
+	}
+	p := Progress{Started: g.started.Round(0), Elapsed: now, Deadline: g.o.Deadline, Steady: g.o.Steady, Checks: slices.Clone(checks)}
+	if g.held != nil {
+		held := now - *g.held
+		p.Held = &held
+	}
+	g.o.Progress(p)
 }
 
 // track notes since when each check holds, fills in the durations and says
@@ -184,6 +321,7 @@ func (g *gate) track(checks []Check, now time.Duration) bool {
 			at = now
 		case !held:
 			g.since[id], at = now, now
+			g.ever[id] = true
 		}
 		c.Duration = at
 		all = all && (c.OK || !c.Required)
@@ -219,12 +357,20 @@ func (g *gate) subscribe(ctx context.Context) {
 
 // wait returns when it is time to look again: something changed, everything
 // has held long enough, or it has been a while; or when ctx is done.
-func (g *gate) wait(ctx context.Context) {
+func (g *gate) wait(ctx context.Context, checks []Check) {
 	gap := time.NewTimer(lookGap)
 	defer gap.Stop()
-	most := lookAgain
-	if g.held != nil {
-		most = min(most, g.o.Steady-(time.Since(g.started)-*g.held))
+	most, now := lookAgain, time.Since(g.started)
+	if g.held != nil && now-*g.held < g.o.Steady {
+		most = min(most, g.o.Steady-(now-*g.held))
+	}
+	if len(g.last.justStarted) > 0 {
+		most = lookGap // what was started again may hold from the next look on
+	}
+	for _, c := range checks {
+		if !c.OK && c.within > now {
+			most = min(most, c.within-now)
+		}
 	}
 	again := time.NewTimer(most)
 	defer again.Stop()
@@ -241,6 +387,8 @@ func (g *gate) wait(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-again.C:
+			return
+		case <-g.probed:
 			return
 		case _, rung = <-g.bells[0]:
 			if !rung {
@@ -264,7 +412,7 @@ func (g *gate) look(ctx context.Context) *observation {
 	asked := time.Now()
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		seen.units, seen.unitsErr = ask(ctx, func(ctx context.Context) (Units, error) {
+		seen.units, seen.unitsErr = ask(ctx, lookLimit, func(ctx context.Context) (Units, error) {
 			if g.o.Systemd == nil {
 				return Units{}, errNotConfigured
 			}
@@ -272,7 +420,7 @@ func (g *gate) look(ctx context.Context) *observation {
 		})
 	})
 	wg.Go(func() {
-		seen.containers, seen.containersErr = ask(ctx, func(ctx context.Context) ([]Container, error) {
+		seen.containers, seen.containersErr = ask(ctx, lookLimit, func(ctx context.Context) ([]Container, error) {
 			if g.o.Containers == nil {
 				return nil, errNotConfigured
 			}
@@ -282,24 +430,50 @@ func (g *gate) look(ctx context.Context) *observation {
 			return g.o.Containers.List(ctx)
 		})
 	})
+	wg.Go(func() {
+		if g.o.Network == nil {
+			return
+		}
+		seen.network, seen.networkErr = ask(ctx, lookLimit, g.o.Network.Facts)
+	})
 	wg.Wait()
 	// A question that the deadline cut off before its time was up says nothing
 	// about who was asked; what was seen before does.
 	if g.last != nil && ctx.Err() != nil && time.Since(asked) < lookLimit {
 		return g.last
 	}
+	g.count(&seen)
 	return &seen
 }
 
-// ask returns what f returns, or gives up on it after lookLimit or when ctx is
+// count notes which containers were started again since they were last seen.
+func (g *gate) count(seen *observation) {
+	seen.startedAgain, seen.justStarted = map[string]int{}, map[string]bool{}
+	for _, c := range seen.containers {
+		if c.Status != Running {
+			continue
+		}
+		key := containerKey(c.Workload)
+		before, known := g.runs[key]
+		now := running{c.Pid, c.Restarts, before.again}
+		if known && (now.pid != before.pid || now.restarts > before.restarts) {
+			now.again++
+			seen.justStarted[key] = true
+		}
+		g.runs[key] = now
+		seen.startedAgain[c.String()] = now.again
+	}
+}
+
+// ask returns what f returns, or gives up on it after limit or when ctx is
 // done, even if f does not heed its context.
-func ask[T any](ctx context.Context, f func(context.Context) (T, error)) (T, error) {
+func ask[T any](ctx context.Context, limit time.Duration, f func(context.Context) (T, error)) (T, error) {
 	type answer struct {
 		value T
 		err   error
 	}
 	asked := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, lookLimit)
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	answers := make(chan answer, 1)
 	go func() {

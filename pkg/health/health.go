@@ -109,6 +109,12 @@ const (
 	KindUnit       Kind = "unit"       // one unit that is required to be active
 	KindContainerd Kind = "containerd" // the container daemon itself
 	KindWorkload   Kind = "workload"   // one container of the baseline
+	KindNetwork    Kind = "network"    // a route or a listening socket of the baseline
+	KindConfig     Kind = "config"     // the gate's own configuration
+	KindScript     Kind = "script"     // a Probe that is an operator's script
+	KindExec       Kind = "exec"       // a Probe that runs a command
+	KindHTTP       Kind = "http"       // a Probe that asks over HTTP
+	KindTCP        Kind = "tcp"        // a Probe that connects
 	KindSteady     Kind = "steady"     // that everything holds and goes on holding
 )
 
@@ -122,6 +128,8 @@ type Check struct {
 	Expected string        `json:"expected"`
 	OK       bool          `json:"ok"`
 	Duration time.Duration `json:"durationNs"` // from the start of the gate until it held for good, or until the end
+
+	within time.Duration // how long it may take until it holds; 0 is the gate's deadline
 }
 
 // Report is the outcome of the gate. The zero value is not green.
@@ -131,6 +139,20 @@ type Report struct {
 	Started  time.Time     `json:"started"`    // wall clock
 	Finished time.Time     `json:"finished"`   // wall clock, which may have been set meanwhile
 	Duration time.Duration `json:"durationNs"` // monotonic, so not always Finished minus Started
+	// Overhead is the processor time that the gate took for itself, without what its
+	// probes start. The rest of Duration is waiting.
+	Overhead time.Duration `json:"overheadNs"`
+}
+
+// Progress is how far a gate got.
+type Progress struct {
+	Started  time.Time     `json:"started"`    // wall clock
+	Elapsed  time.Duration `json:"elapsedNs"`  // since then, monotonic
+	Deadline time.Duration `json:"deadlineNs"` // of the whole gate, from its start
+	Steady   time.Duration `json:"steadyNs"`   // how long everything has to hold
+	// Held is how long everything has held; nil while something does not.
+	Held   *time.Duration `json:"heldNs,omitempty"`
+	Checks []Check        `json:"checks"`
 }
 
 // Reason says in one line why the report is not green: each required check

@@ -176,6 +176,7 @@ type Containers struct {
 	fake
 	list    []health.Container
 	pingErr error
+	probe   func(ctx context.Context, c health.Container) (string, bool)
 }
 
 // Set replaces all containers.
@@ -211,4 +212,46 @@ func (c *Containers) List(ctx context.Context) ([]health.Container, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return slices.Clone(c.list), nil
+}
+
+// OnProbe says what containers answer that are asked; nil, as at first, is that all
+// is well.
+func (c *Containers) OnProbe(f func(ctx context.Context, c health.Container) (string, bool)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.probe = f
+}
+
+// Probe answers what OnProbe says.
+func (c *Containers) Probe(ctx context.Context, of health.Container) (seen string, ok bool) {
+	c.mu.Lock()
+	f := c.probe
+	c.mu.Unlock()
+	if f == nil {
+		return "answers", true
+	}
+	return f(ctx, of)
+}
+
+// Network is a fake of device.Network.
+type Network struct {
+	fake
+	facts health.Network
+}
+
+// Set replaces the facts.
+func (n *Network) Set(facts health.Network) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.facts = facts
+}
+
+// Facts returns what was set.
+func (n *Network) Facts(ctx context.Context) (health.Network, error) {
+	if err := n.answer(ctx); err != nil {
+		return health.Network{}, err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.facts, nil
 }
