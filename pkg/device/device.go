@@ -1,5 +1,5 @@
 // Package device tells facts of this machine: its architecture, the slot that it
-// booted and the version of the system that runs.
+// booted, the version of the system that runs, its routes and listening sockets.
 //
 // It reads and never writes, and it refuses to guess: a fact that cannot be read
 // is an error, not a default, because the callers decide from it which partition
