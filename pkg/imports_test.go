@@ -44,6 +44,7 @@ var table = map[string]entry{
 	"boot":       {2, []string{"grubenv", "slot", "device"}},
 	"admit":      {2, []string{"osimage", "trust"}},
 	"proof":      {2, []string{"osimage", "atomicfile", "device", "progress", "slot", "trust"}},
+	"rehearsal":  {2, []string{"etc"}},
 	"assemble":   {2, []string{"osimage", "progress"}},
 	"upgrade":    {3, []string{"osimage", "trust", "admit", "assemble", "channel", "slot", "boot", "device", "health", "ledger", "progress", "proof"}},
 	"rescue":     {4, []string{"admit", "boot", "device", "disk", "ledger", "progress", "proof", "slot", "trust", "upgrade"}},
@@ -53,7 +54,7 @@ var table = map[string]entry{
 
 // owners holds the libraries that only the named packages may import.
 var owners = map[string][]string{
-	"github.com/containerd/containerd/v2":    {"fetch", "workload"},
+	"github.com/containerd/containerd/v2":    {"fetch", "workload", "rehearsal"},
 	"github.com/sigstore/":                   {"trust", "publish"},
 	"github.com/godbus/":                     {"health"},
 	"github.com/diskfs/":                     {"disk", "install"},
