@@ -154,7 +154,7 @@ func (m *machine) settleGate(ctx context.Context, b health.Baseline) health.Repo
 	options := m.gate(b)
 	if err == nil {
 		// It has soaked, and its probes have been asked; this is the last look.
-		options.Steady, options.Probes = lastLook, nil
+		options.Steady, options.Probes = min(lastLook, options.Steady), nil
 		if !slices.Contains(options.RequiredUnits, bootComplete) {
 			options.RequiredUnits = append(slices.Clone(options.RequiredUnits), bootComplete)
 		}

@@ -124,10 +124,14 @@ type Sighting struct {
 	Digest  string    `json:"digest"` // of the image at the head
 }
 
+// NotAsBefore is the kind of the event that a machine fell back and its workloads do
+// not do on the proven system what they did there before.
+const NotAsBefore = "not as before"
+
 // Event is one line of the history.
 type Event struct {
 	At      time.Time   `json:"at"`
-	Kind    string      `json:"kind"` // installed, staged, committed, failed, rolled back, adopted, reset, rebuilt
+	Kind    string      `json:"kind"` // installed, staged, committed, failed, NotAsBefore, rolled back, adopted, reset, rebuilt
 	Slot    device.Slot `json:"slot,omitempty"`
 	Version string      `json:"version,omitempty"`
 	Digest  string      `json:"digest,omitempty"`

@@ -40,7 +40,9 @@ type Settlement struct {
 	Excuse string
 	// Rescue reports whether there is a rescue system to come down to.
 	Rescue func() bool
-	Log    *slog.Logger
+	// Hooks are what else belongs to a verdict.
+	Hooks Hooks
+	Log   *slog.Logger
 }
 
 // Action is what Settle did.
@@ -72,8 +74,20 @@ type Verdict struct {
 //
 // What is recorded comes before what is changed, except at a commit, where the
 // floor rises only after the boot state holds. A ledger that cannot be written
-// never keeps a machine on a bad slot.
-func Settle(ctx context.Context, m Settlement) (v Verdict, err error) {
+// never keeps a machine on a bad slot, and neither does a hook.
+//
+// After a fall back the gate looks at the proven system as well, when all is settled
+// and the lock is free again; what it says is recorded and changes nothing.
+func Settle(ctx context.Context, m Settlement) (Verdict, error) {
+	v, err := m.decide(ctx)
+	if err == nil && v.Action == Acknowledged && v.Slot == m.Booted.Slot.Other() {
+		v = m.lookBack(ctx, v)
+	}
+	return v, err
+}
+
+// decide is Settle under the lock.
+func (m Settlement) decide(ctx context.Context) (v Verdict, err error) {
 	release, err := m.Lock()
 	if err != nil {
 		return Verdict{}, err
@@ -118,35 +132,35 @@ func Settle(ctx context.Context, m Settlement) (v Verdict, err error) {
 		}
 		return m.adopt(ctx, fmt.Sprintf("slot %s could not be started", state.Rootfs))
 	case booted != state.Rootfs && m.Booted.Kind == boot.KindOther && state.Other:
-		return m.takeOver(state)
+		return m.takeOver(ctx, state)
 	case booted != state.Rootfs:
 		return m.adopt(ctx, fmt.Sprintf("slot %s could not be started", state.Rootfs))
 	}
-	return m.settle()
+	return m.settle(ctx)
 }
 
 // settle ends the boot of the committed slot: it gets everything back. A cut
 // between a commit and the ledger is mended here.
-func (m Settlement) settle() (Verdict, error) {
+func (m Settlement) settle(ctx context.Context) (Verdict, error) {
 	booted := m.Booted.Slot
 	v := Verdict{Action: Nothing, Slot: booted, Reason: "slot " + string(booted) + " is committed"}
 	if m.Booted.Kind == boot.KindPristine {
 		v.Reason += ", and runs with a pristine /etc: with its own it did not come up"
 		m.note("pristine", "the system did not come up with the /etc of this machine"+m.lastReason())
 	}
-	return v, errors.Join(m.record(booted), mild(m.Log, m.Boot.Settle()))
+	return v, errors.Join(m.record(ctx, booted), mild(m.Log, m.Boot.Settle()))
 }
 
 // takeOver commits the other slot, which was committed before, after the slot that
 // the boot state names has not come up on any of its rungs.
-func (m Settlement) takeOver(state boot.State) (Verdict, error) {
+func (m Settlement) takeOver(ctx context.Context, state boot.State) (Verdict, error) {
 	booted := m.Booted.Slot
 	v := Verdict{Action: Kept, Slot: booted, Reason: fmt.Sprintf("slot %s did not come up", state.Rootfs) + m.lastReason()}
 	if err := mild(m.Log, m.Boot.Commit(booted)); err != nil {
 		return v, err
 	}
 	m.note("adopted", v.Reason)
-	return v, m.record(booted)
+	return v, m.record(ctx, booted)
 }
 
 // giveUp leaves a proven system whose own units do not run to the ladder: its try
@@ -203,14 +217,25 @@ func (m Settlement) judge(ctx context.Context) (Verdict, error) {
 	v := Verdict{Slot: booted, Report: &report, Reason: report.Reason()}
 	if !report.Green {
 		m.fail(booted, v.Reason)
+		m.Log.Error("the gate is red", "slot", booted, "reason", v.Reason)
+		m.Hooks.red(ctx, m.Log, v.Reason)
 		v.Action = WentBack
 		return v, mild(m.Log, m.Boot.FallBack())
 	}
+	return m.keep(ctx, v)
+}
+
+// keep commits the running slot, which passed the gate.
+func (m Settlement) keep(ctx context.Context, v Verdict) (Verdict, error) {
+	booted := m.Booted.Slot
 	if err := mild(m.Log, m.Boot.Commit(booted)); err != nil {
 		return v, err
 	}
 	v.Action = Kept
-	return v, m.record(booted)
+	err := m.record(ctx, booted)
+	m.Log.Info("the system is committed", "slot", booted, "gate", v.Report.Duration.Round(time.Millisecond))
+	m.Hooks.green(ctx, m.Log)
+	return v, err
 }
 
 // acknowledge records that GRUB, or the gate before the reboot, gave the trial up.
@@ -252,25 +277,31 @@ func (m Settlement) adopt(ctx context.Context, reason string) (Verdict, error) {
 	if err := ctx.Err(); err != nil || !report.Green {
 		return v, err
 	}
-	if err := mild(m.Log, m.Boot.Commit(booted)); err != nil {
+	v.Reason = reason
+	v, err := m.keep(ctx, v)
+	if v.Action != Kept {
 		return v, err
 	}
-	v.Action, v.Reason = Kept, reason
-	err := m.Ledger.Update(func(l *ledger.Ledger) error {
+	return v, errors.Join(err, m.Ledger.Update(func(l *ledger.Ledger) error {
 		l.Add(ledger.Event{At: time.Now().UTC(), Kind: "adopted", Slot: booted, Reason: reason})
 		return nil
-	})
-	return v, errors.Join(err, m.record(booted))
+	}))
 }
 
-// record brings the ledger up to a commit, once.
-func (m Settlement) record(s device.Slot) error {
+// record brings everything else up to a commit of the boot state, once: first what
+// the slot's workloads need is kept, and then the ledger says that it is committed.
+// After a cut between them the next boot does both.
+func (m Settlement) record(ctx context.Context, s device.Slot) error {
 	l, err := m.Ledger.Load()
-	if err != nil {
-		m.Log.Warn("the commit is not recorded", "error", err)
+	e := l.Slot(s)
+	if e != nil && e.State == ledger.Committed {
 		return nil
 	}
-	if e := l.Slot(s); e == nil || e.State == ledger.Committed {
+	m.Hooks.kept(ctx, m.Log)
+	if err != nil {
+		m.Log.Warn("the commit is not recorded", "error", err)
+	}
+	if e == nil {
 		return nil
 	}
 	return m.Ledger.Update(func(l *ledger.Ledger) error { return l.Commit(s, time.Now().UTC()) })
@@ -286,18 +317,6 @@ func (m Settlement) fail(s device.Slot, reason string) {
 	if err != nil {
 		m.Log.Error("the failure is not recorded", "slot", s, "reason", reason, "error", err)
 	}
-}
-
-// baseline is what staging recorded for this slot's first boot.
-func (m Settlement) baseline(s device.Slot) health.Baseline {
-	l, err := m.Ledger.Load()
-	if err != nil {
-		m.Log.Warn("what ran before the upgrade is unknown", "error", err)
-	}
-	if e := l.Slot(s); e != nil && e.Baseline != nil {
-		return *e.Baseline
-	}
-	return health.Baseline{}
 }
 
 // mild lets a change pass that is in effect in one copy only; Repair mends the
