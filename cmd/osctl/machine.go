@@ -171,10 +171,18 @@ func (m *machine) containers() *workload.Reader {
 // gate is the configured health gate.
 func (m *machine) gate(b health.Baseline) health.Options {
 	return health.Options{
-		Systemd: health.Systemd{Socket: m.config.Health.Systemd}, Containers: m.containers(), Baseline: b, Log: m.log,
+		Systemd: health.Systemd{Socket: m.config.Health.Systemd}, Containers: m.containers(), Network: gateNetwork{}, Baseline: b, Log: m.log,
 		RequiredUnits: m.config.Health.RequiredUnits,
 		Deadline:      time.Duration(m.config.Health.Deadline), Steady: time.Duration(m.config.Health.Soak),
 	}
+}
+
+// gateNetwork is this machine's network as the gate asks for it.
+type gateNetwork struct{ device.Network }
+
+func (n gateNetwork) Facts(ctx context.Context) (health.Network, error) {
+	f, err := n.Network.Facts(ctx)
+	return health.Network(f), err
 }
 
 // cloneEtc gives the target slot the running slot's changes of /etc.
