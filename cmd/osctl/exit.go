@@ -29,6 +29,7 @@ import (
 	"github.com/kapernikov/osctl/pkg/osimage"
 	"github.com/kapernikov/osctl/pkg/proof"
 	"github.com/kapernikov/osctl/pkg/publish"
+	"github.com/kapernikov/osctl/pkg/rehearsal"
 	"github.com/kapernikov/osctl/pkg/rescue"
 	"github.com/kapernikov/osctl/pkg/slot"
 	"github.com/kapernikov/osctl/pkg/trust"
@@ -115,6 +116,9 @@ func refusalRules() []rule {
 		{as[*install.ImageTooLargeError](), exitAdmission, "install with a larger --slot-size, or build a smaller image"},
 		{as[*install.BadImageError](), exitAdmission, "name an image of a whole system; docs/images.md says what it holds"},
 		{as[*disk.TooSmallError](), exitAdmission, "take a larger disk, a larger --size or a smaller --slot-size"},
+		{is(rehearsal.ErrBusy), exitBusy, "run the same command again"},
+		{is(rehearsal.ErrUnable), exitAdmission, "the slot is not armed; run the same command with --rehearse=auto to go on without"},
+		{as[*rehearsal.Refusal](), exitAdmission, "the slot is not armed; correct that in /etc (osctl etc diff) and run the same command again, or give --rehearse=never"},
 		{is(osimage.ErrNotOS), exitAdmission, "name an image that osctl build made"},
 		{is(boot.ErrBusy), exitBusy, "wait for the other osctl to end"},
 		{is(boot.ErrState), exitBusy, "osctl status shows the state; let the trial end, or end it with osctl rollback"},

@@ -33,6 +33,7 @@ import (
 	"github.com/kapernikov/osctl/pkg/osimage"
 	"github.com/kapernikov/osctl/pkg/proof"
 	"github.com/kapernikov/osctl/pkg/publish"
+	"github.com/kapernikov/osctl/pkg/rehearsal"
 	"github.com/kapernikov/osctl/pkg/rescue"
 	"github.com/kapernikov/osctl/pkg/slot"
 	"github.com/kapernikov/osctl/pkg/trust"
@@ -100,6 +101,9 @@ func outcomes() map[string]outcome {
 		"publish.ErrExists":          {publish.ErrExists, 1, ""},
 		"publish.ErrReference":       {publish.ErrReference, 2, ""},
 		"publish.ErrRegistry":        {publish.ErrRegistry, 40, "check the network"},
+		"rehearsal.ErrBusy":          {errors.Join(rehearsal.ErrUnable, rehearsal.ErrBusy), 30, "same command"},
+		"rehearsal.ErrUnable":        {&rehearsal.Refusal{Unable: rehearsal.ErrUnable}, 21, "--rehearse=auto"},
+		"rehearsal.Refusal":          {&rehearsal.Refusal{}, 21, "osctl etc diff"},
 		"rescue.ErrDamagedData":      {rescue.ErrDamagedData, 50, "check-data --yes"},
 		"slot.ErrMedium":             {slot.ErrMedium, 50, "dmesg"},
 		"slot.ErrTooSmall":           {slot.ErrTooSmall, 21, "smaller image"},

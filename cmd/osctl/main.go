@@ -15,6 +15,8 @@ import (
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+
+	"github.com/kapernikov/osctl/pkg/rehearsal"
 )
 
 func main() {
@@ -44,6 +46,9 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	// The kernel starts /usr/lib/osctl/preinit, a link to osctl, as process 1.
 	if filepath.Base(args[0]) == "preinit" {
 		return preinit(args[1:], s)
+	}
+	if len(args) > 1 && args[1] == insideArg {
+		return report(stderr, rehearsal.Inside(args[2:]))
 	}
 	root := newRoot(s)
 	root.SetArgs(args[1:])

@@ -49,5 +49,5 @@ func runUpgradeRepair(ctx context.Context, o upgradeOptions, m *machine, s strea
 	if err = errors.Join(err, from.close()); err != nil {
 		return err
 	}
-	return printUpgrade(s, o, m, result)
+	return printUpgrade(s, o, m, result, nil)
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kapernikov/osctl/pkg/fetch"
+	"github.com/kapernikov/osctl/pkg/rehearsal"
 	"github.com/kapernikov/osctl/pkg/upgrade"
 )
 
@@ -25,6 +26,7 @@ type upgradeOptions struct {
 	machineFlags
 	imageFlags
 	progressFlags
+	rehearseFlag
 	reference    string
 	check        bool
 	downloadOnly bool
@@ -47,8 +49,8 @@ func upgradeCmd(s streams) *cobra.Command {
 		Short: "Bring a signed OS image into the other slot and start it at the next boot",
 		Long: `upgrade resolves REF (default: the reference of the configuration) to a digest,
 verifies its signature and decides whether it may be installed. Only then it
-fetches what the other slot lacks, writes it, proves it from the medium and arms
-the slot. After the reboot a health gate commits the new system, or the machine
+fetches what the other slot lacks, writes it, proves it from the medium, rehearses
+it with the /etc of this machine and arms the slot. After the reboot a health gate commits the new system, or the machine
 goes back by itself. The same command again goes on where it stopped.
 
 ` + exitTable(),
@@ -65,6 +67,7 @@ goes back by itself. The same command again goes on where it stopped.
 	}
 	o.machineFlags.add(cmd.Flags())
 	o.progressFlags.add(cmd.Flags())
+	o.rehearseFlag.add(cmd.Flags())
 	f := cmd.Flags()
 	f.BoolVar(&o.check, "check", false, "only say whether there is something to install (exit code 10)")
 	f.BoolVar(&o.downloadOnly, "download-only", false, "fetch the packs and leave the slot alone")
@@ -113,6 +116,8 @@ func (o upgradeOptions) checkFlags() error {
 		return usageError{errors.New("--download-only with --from: there is nothing to download")}
 	case o.repair && (o.check || o.downloadOnly || o.retry || o.downgrade || o.reboot || o.digest != ""):
 		return usageError{errors.New("--repair is for what the slot holds already; it goes with --from, a reference and --progress only")}
+	case o.repair && o.rehearseFlag.mode == string(rehearsal.Always):
+		return usageError{errors.New("--repair arms nothing, so there is nothing to rehearse")}
 	case (o.check || o.downloadOnly) && o.reboot:
 		return usageError{errors.New("--reboot goes with an installation")}
 	}
@@ -135,6 +140,10 @@ func runUpgrade(ctx context.Context, o upgradeOptions, s streams) error {
 		return err
 	}
 	m, err := o.machineFlags.open(s)
+	if err != nil {
+		return err
+	}
+	mode, err := o.rehearseFlag.parse()
 	if err != nil {
 		return err
 	}
@@ -162,6 +171,8 @@ func runUpgrade(ctx context.Context, o upgradeOptions, s streams) error {
 	if err != nil {
 		return err
 	}
+	var rehearsed *rehearsal.Report
+	deps.Rehearse = m.rehearse(mode, display.sink, &rehearsed)
 	result, err := upgrade.Run(ctx, deps, source.resolve, upgrade.Options{
 		CheckOnly: o.check, DownloadOnly: o.downloadOnly, Retry: o.retry, AllowDowngrade: o.downgrade, Tries: m.config.Tries, Progress: display.sink,
 	})
@@ -169,7 +180,7 @@ func runUpgrade(ctx context.Context, o upgradeOptions, s streams) error {
 	if err = errors.Join(err, source.close()); err != nil {
 		return err
 	}
-	if err := printUpgrade(s, o, m, result); err != nil {
+	if err := printUpgrade(s, o, m, result, rehearsed); err != nil {
 		return err
 	}
 	switch {
@@ -269,14 +280,17 @@ type upgradeResult struct {
 	// PackBytes is what had to be fetched; SegmentsReused were in the slot.
 	PackBytes      int64 `json:"packBytes"`
 	SegmentsReused int   `json:"segmentsReused"`
+	// Rehearsal is how the new system got along with this machine's /etc.
+	Rehearsal *rehearsal.Report `json:"rehearsal,omitempty"`
 }
 
-func printUpgrade(s streams, o upgradeOptions, m *machine, r upgrade.Result) error {
+func printUpgrade(s streams, o upgradeOptions, m *machine, r upgrade.Result, rehearsed *rehearsal.Report) error {
 	c := r.Image.Config()
 	if o.json {
 		return printJSON(s.out, upgradeResult{
 			APIVersion: apiVersion, Kind: "Upgrade", Outcome: string(r.Outcome), Slot: string(r.Slot), Version: c.Version,
 			Digest: r.Image.Digest().String(), SignedBy: r.SignedBy, Running: m.version(), PackBytes: r.Fetched, SegmentsReused: r.Reused,
+			Rehearsal: rehearsed,
 		})
 	}
 	what := fmt.Sprintf("%s %s", c.Product, c.Version)

@@ -131,7 +131,7 @@ const NotAsBefore = "not as before"
 // Event is one line of the history.
 type Event struct {
 	At      time.Time   `json:"at"`
-	Kind    string      `json:"kind"` // installed, staged, committed, failed, NotAsBefore, rolled back, adopted, reset, rebuilt
+	Kind    string      `json:"kind"` // installed, refused, staged, committed, failed, NotAsBefore, rolled back, adopted, reset, rebuilt
 	Slot    device.Slot `json:"slot,omitempty"`
 	Version string      `json:"version,omitempty"`
 	Digest  string      `json:"digest,omitempty"`

@@ -11,15 +11,16 @@ type Phase string
 
 // The phases in the order in which an upgrade goes through them.
 const (
-	Resolve Phase = "resolve" // name to digest
-	Verify  Phase = "verify"  // manifest, config, signatures, decision
-	Compare Phase = "compare" // what the slot holds already
-	Fetch   Phase = "fetch"   // packs into the content store
-	Write   Phase = "write"   // segments into the slot
-	Check   Phase = "check"   // read back from the medium
-	Arm     Phase = "arm"     // /etc, ledger, boot state
-	Build   Phase = "build"   // image into packs
-	Push    Phase = "push"    // layout to a registry
+	Resolve  Phase = "resolve"  // name to digest
+	Verify   Phase = "verify"   // manifest, config, signatures, decision
+	Compare  Phase = "compare"  // what the slot holds already
+	Fetch    Phase = "fetch"    // packs into the content store
+	Write    Phase = "write"    // segments into the slot
+	Check    Phase = "check"    // read back from the medium
+	Rehearse Phase = "rehearse" // the written system with its /etc
+	Arm      Phase = "arm"      // /etc, ledger, boot state
+	Build    Phase = "build"    // image into packs
+	Push     Phase = "push"     // layout to a registry
 )
 
 // Event is one observation. Done and Total count bytes; Total 0 means unknown.

@@ -136,16 +136,24 @@ func clashes(c Check, changes []etc.Change) []etc.Change {
 		reads := slices.ContainsFunc(configuration(c.Name), func(prefix string) bool {
 			return strings.HasPrefix(change.Path, prefix)
 		})
-		// systemd calls a unit by its name, whichever file of it is wrong.
-		unit := filepath.Base(change.Path)
-		if dir := filepath.Base(filepath.Dir(change.Path)); strings.HasSuffix(dir, ".d") {
-			unit = strings.TrimSuffix(dir, ".d")
-		}
-		if names(said, path) || reads && (change.Shadows != "" || c.Name == unitsCheck && names(said, unit)) {
+		if names(said, path) || reads && (change.Shadows != "" || c.Name == unitsCheck && names(said, unitOf(change.Path))) {
 			list = append(list, change)
 		}
 	}
 	return list
+}
+
+// unitOf is the unit that a file belongs to: systemd calls a unit by its name, whichever
+// file of it is wrong. A link that enables it is none of these.
+func unitOf(path string) string {
+	dir, name := filepath.Base(filepath.Dir(path)), filepath.Base(path)
+	switch filepath.Ext(dir) {
+	case ".d":
+		return strings.TrimSuffix(dir, ".d")
+	case ".wants", ".requires":
+		return filepath.Join("/etc", path)
+	}
+	return name
 }
 
 // names reports whether a text has a path, and not as the beginning of another one.

@@ -101,7 +101,7 @@ func TestClashes(t *testing.T) {
 func TestDecide(t *testing.T) {
 	failed, late := Check{Name: "sshd", Status: Failed, Findings: []string{"alas"}}, Check{Name: "units", Status: Unfinished}
 	known, skipped := Check{Name: "sshd", Status: Known}, Check{Name: "nft", Status: Skipped}
-	unable, busy := errors.Join(ErrUnable, io.EOF), errors.Join(ErrUnable, errBusy)
+	unable, busy := errors.Join(ErrUnable, io.EOF), errors.Join(ErrUnable, ErrBusy)
 	for name, c := range map[string]struct {
 		checks              []Check
 		err                 error
@@ -112,7 +112,7 @@ func TestDecide(t *testing.T) {
 		"one is late":      {[]Check{late}, nil, "", "did not end in time", ""},
 		"both":             {[]Check{late, failed}, nil, "sshd: alas", "sshd: alas", ""},
 		"none is made":     {nil, unable, "", "EOF", ""},
-		"the slot is busy": {nil, busy, errBusy.Error(), errBusy.Error(), errBusy.Error()},
+		"the slot is busy": {nil, busy, ErrBusy.Error(), ErrBusy.Error(), ErrBusy.Error()},
 		"an interruption":  {nil, context.Canceled, context.Canceled.Error(), context.Canceled.Error(), context.Canceled.Error()},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -156,7 +156,7 @@ func (r *Refusal) Unwrap() error { return r.Unable }
 // it may not, or err itself if that is about neither system (an interruption, a slot
 // that is busy now).
 func (m Mode) Decide(report Report, err error) error {
-	if err != nil && (!errors.Is(err, ErrUnable) || errors.Is(err, errBusy)) {
+	if err != nil && (!errors.Is(err, ErrUnable) || errors.Is(err, ErrBusy)) {
 		return err
 	}
 	r := Refusal{Failed: report.with(Failed), Unfinished: report.with(Unfinished), Unable: err}

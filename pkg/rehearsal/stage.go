@@ -28,8 +28,8 @@ const containerID = "rehearsal"
 // tidyLimit is how long the end of a container may take, whatever ended it.
 const tidyLimit = 20 * time.Second
 
-// errBusy says that the slot's device is still in use.
-var errBusy = errors.New("the slot is still in use after the rehearsal")
+// ErrBusy says that the device of the slot is still in use after a rehearsal.
+var ErrBusy = errors.New("the slot is still in use after the rehearsal")
 
 // stage is where a rehearsal takes place.
 type stage struct {
@@ -229,7 +229,7 @@ func (s *stage) free() error {
 			return unix.Close(fd)
 		}
 		if !errors.Is(err, unix.EBUSY) || time.Now().After(end) {
-			return fmt.Errorf("%w: %w", errBusy, &fs.PathError{Op: "open", Path: s.target.device, Err: err})
+			return fmt.Errorf("%w: %w", ErrBusy, &fs.PathError{Op: "open", Path: s.target.device, Err: err})
 		}
 		time.Sleep(10 * time.Millisecond)
 	}

@@ -1,7 +1,7 @@
 // Package upgrade knows the order of an upgrade, and is the only place that does:
 //
 //	resolve → describe → verify → admit → compare
-//	→ invalidate → write → read back → clone /etc → ledger → arm
+//	→ invalidate → write → read back → clone /etc → rehearse → ledger → arm
 //
 // The invariants that the order keeps, at any instant, a power cut included:
 //

@@ -82,6 +82,10 @@ type Machine struct {
 	Room  func(fetch int64, packs []ocispec.Descriptor) error
 	// CloneEtc copies the /etc of one slot to the other.
 	CloneEtc func(ctx context.Context, from, to device.Slot) error
+	// Rehearse looks into the written system with the /etc that it will have, and
+	// refuses one that should not be started. The slot is not held open meanwhile, as it
+	// could not be mounted then. nil refuses none.
+	Rehearse func(ctx context.Context, slot device.Slot) error
 	// Record takes the baseline for the gate of the new system.
 	Record func(ctx context.Context) (health.Baseline, error)
 	Log    *slog.Logger
@@ -159,7 +163,7 @@ func Run(ctx context.Context, m Machine, resolve func(context.Context) (Offer, e
 	if r.target, err = m.OpenSlot(r.result.Slot); err != nil {
 		return Result{}, fmt.Errorf("opening slot %s: %w", r.result.Slot, err)
 	}
-	defer func() { err = errors.Join(err, r.target.Close()) }()
+	defer func() { err = errors.Join(err, r.close()) }()
 	if err := r.decide(ctx); err != nil {
 		return Result{}, err
 	}
@@ -337,10 +341,13 @@ func (r *run) stage(ctx context.Context, f filling, missing *slot.Missing) error
 // arm makes the written slot the next to boot. What belongs to its first boot is
 // in place before the boot state names it.
 func (r *run) arm(ctx context.Context, written slot.Written, baseline health.Baseline) error {
-	r.Progress.Say(progress.Arm, "arming slot "+string(written.Slot()))
 	if err := r.CloneEtc(ctx, r.Booted, written.Slot()); err != nil {
 		return fmt.Errorf("giving slot %s its /etc: %w", written.Slot(), err)
 	}
+	if err := r.rehearse(ctx, written.Slot()); err != nil {
+		return err
+	}
+	r.Progress.Say(progress.Arm, "arming slot "+string(written.Slot()))
 	if err := r.Records.Keep(written.Slot(), r.record); err != nil {
 		return err
 	}

@@ -310,6 +310,10 @@ func TestFailuresOnTheWay(t *testing.T) {
 			b.machine.CloneEtc = func(context.Context, device.Slot, device.Slot) error { return broken }
 			return nil
 		},
+		"the rehearsal": func(b *bench) func(ocispec.Descriptor) error {
+			b.machine.Rehearse = func(context.Context, device.Slot) error { return broken }
+			return nil
+		},
 		"the slot": func(b *bench) func(ocispec.Descriptor) error {
 			open := b.machine.OpenSlot
 			b.machine.OpenSlot = func(s device.Slot) (upgrade.Target, error) {
@@ -334,6 +338,12 @@ func TestFailuresOnTheWay(t *testing.T) {
 			if want := committedA; b.state() != want {
 				t.Errorf("boot state %v, want %v", b.state(), want)
 			}
+			refusals := slices.ContainsFunc(b.read().History, func(e ledger.Event) bool {
+				return e.Kind == "refused" && e.Version == "1.1" && e.Reason == broken.Error()
+			})
+			if refusals != (name == "the rehearsal") {
+				t.Errorf("the history has a refusal: %t", refusals)
+			}
 			slot := b.slot()
 			whole, untouched := bytes.HasPrefix(slot, next.Raw()), bytes.HasPrefix(slot, []byte("old "))
 			empty := bytes.Equal(slot[:osimage.SegmentSize], make([]byte, osimage.SegmentSize))
@@ -348,6 +358,43 @@ func TestFailuresOnTheWay(t *testing.T) {
 				t.Errorf("again: %+v, %v", r, err)
 			}
 		})
+	}
+}
+
+// The rehearsal has the slot for itself, whole and with its /etc, while nothing names
+// it; and a slot that it does not give back is not armed.
+func TestRehearsal(t *testing.T) {
+	b := newBench(t)
+	dir := next.Signed(t, b.key)
+	var held *disk.Device
+	b.machine.Rehearse = func(_ context.Context, s device.Slot) error {
+		b.step("rehearse " + string(s))
+		if !bytes.HasPrefix(b.slot(), next.Raw()) || b.state() != committedA || b.read().Slot(s) != nil {
+			t.Errorf("the slot is not whole, or named: %v, %+v", b.state(), b.read().Slot(s))
+		}
+		var err error
+		held, err = disk.Open(b.slotB)
+		if err != nil {
+			t.Errorf("the slot is not lent: %v", err)
+		}
+		return nil
+	}
+	_, err := upgrade.Run(ctx, b.machine, b.layout(dir, nil), upgrade.Options{Tries: 3})
+	if !errors.Is(err, disk.ErrBusy) || b.state() != committedA {
+		t.Errorf("a slot that is held by the rehearsal: %v, boot state %v", err, b.state())
+	}
+	if err := held.Close(); err != nil {
+		t.Fatal(err)
+	}
+	lent := b.machine.Rehearse
+	b.machine.Rehearse = func(ctx context.Context, s device.Slot) error { return errors.Join(lent(ctx, s), held.Close()) }
+	b.steps = nil
+	r, err := upgrade.Run(ctx, b.machine, b.layout(dir, nil), upgrade.Options{Tries: 3})
+	if err != nil || r.Outcome != upgrade.Staged || b.state().Phase != boot.Trial || r.Fetched != 0 {
+		t.Errorf("again: %+v, %v", r, err)
+	}
+	if want := []string{"resolve", "record", "disarm", "clone AB", "rehearse B"}; !slices.Equal(b.steps, want) {
+		t.Errorf("steps %v, want %v", b.steps, want)
 	}
 }
 
