@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
-	"sync"
+
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -63,8 +63,8 @@ type containers interface {
 	Probe(ctx context.Context, c Container) (seen string, ok bool)
 }
 
-// network is what the gate wants to know of the machine's network; device.Network
-// is the real one.
+// network is what the gate wants to know of the machine's network; package device
+// has the real one.
 type network interface {
 	// Facts is the present state.
 	Facts(ctx context.Context) (Network, error)
@@ -72,8 +72,8 @@ type network interface {
 
 // Network is the state of the machine's network.
 type Network struct {
-	// Routes are the routes by a gateway, as in "default dev eth0" or
-	// "10.1.0.0/16 dev eth1".
+	// Routes are the default routes and those by a gateway, as in "ipv4 default dev
+	// eth0" or "ipv4 10.1.0.0/16 dev eth1".
 	Routes []string
 	// Listening are the sockets that services listen on, as in "tcp/22 ssh.service".
 	Listening []string
@@ -94,9 +94,10 @@ type manager interface {
 type Options struct {
 	Systemd       manager       // Systemd{}, or a fake of it
 	Containers    containers    // a *workload.Reader, or a fake of it
-	Network       network       // device.Network{}; nil records and checks nothing
+	Network       network       // nil records and checks nothing
 	Baseline      Baseline      // what has to be true again
 	Probes        []Probe       // what else has to hold
+	NetworkLevel  Level         // what routes and ports mean for the verdict; "" is Required
 	RequiredUnits []string      // full names of units that have to be active
 	Tolerated     []string      // patterns, as of path.Match, of units that may fail
 	Deadline      time.Duration // of the whole gate; 0 is DefaultDeadline
@@ -149,34 +150,6 @@ func processorTime() time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// Record takes the baseline of the running system. When a part of the machine
-// does not answer within ten seconds, the error wraps ErrSystemd or
-// ErrContainers (or both), and the baseline holds what could be read: the
-// caller decides whether that will do.
-func Record(ctx context.Context, o Options) (Baseline, error) {
-	g := newGate(&o)
-	seen := g.look(ctx)
-	b := Baseline{
-		Workloads: []Workload{}, FailedUnits: []string{}, RecordedAt: g.started.Round(0).UTC(),
-		Routes: seen.network.Routes, Listening: seen.network.Listening,
-	}
-	var errs []error
-	if seen.unitsErr != nil {
-		errs = append(errs, fmt.Errorf("recording failed units: %w: %w", ErrSystemd, seen.unitsErr))
-	} else {
-		b.FailedUnits = append(b.FailedUnits, seen.units.Failed...)
-	}
-	if seen.containersErr != nil {
-		errs = append(errs, fmt.Errorf("recording workloads: %w: %w", ErrContainers, seen.containersErr))
-	}
-	for _, c := range seen.containers {
-		if c.Status == Running {
-			b.Workloads = append(b.Workloads, c.Workload)
-		}
-	}
-	return b, errors.Join(errs...)
-}
-
 // checkID tells the checks of one report apart.
 type checkID struct {
 	kind Kind
@@ -195,21 +168,14 @@ type gate struct {
 	probed  chan struct{}             // a probe has a new result
 	probes  []*prober                 // of Options
 	asked   map[string]*prober        // of containers that run, by containerKey and process
-	runs    map[string]running        // by containerKey, what ran when it was last seen
+	runs    map[string]life           // by containerKey, what ran when it was last seen
 }
 
 func newGate(o *Options) *gate {
 	return &gate{
 		o: o, started: time.Now(), since: map[checkID]time.Duration{}, ever: map[checkID]bool{},
-		probed: make(chan struct{}, 1), asked: map[string]*prober{}, runs: map[string]running{},
+		probed: make(chan struct{}, 1), asked: map[string]*prober{}, runs: map[string]life{},
 	}
-}
-
-// running is one start of a container.
-type running struct {
-	pid      uint32
-	restarts int
-	again    int // how often it was seen to have been started again
 }
 
 // run looks, judges and waits until it is over.
@@ -234,11 +200,12 @@ func (g *gate) run(ctx context.Context) (checks []Check, green bool) {
 		if c := g.hopeless(checks, now); c != nil {
 			c.Seen += fmt.Sprintf(", after %v", now.Round(time.Second))
 			c.Expected += fmt.Sprintf(" within %v", c.within)
-			return g.blame(checks), false
+			return g.blame(checks, now), false
 		}
 		g.wait(ctx, checks)
 		if ctx.Err() != nil {
-			return append(g.blame(checks), g.steady(ctx, time.Since(g.started), false)), false
+			end := time.Since(g.started)
+			return append(g.blame(checks, end), g.steady(ctx, end, false)), false
 		}
 	}
 }
@@ -271,14 +238,14 @@ func (g *gate) hopeless(checks []Check, now time.Duration) *Check {
 	return nil
 }
 
-// blame marks, in a red report, the workloads that were started again during the
-// gate: at the moment of the last look they may well have run.
-func (g *gate) blame(checks []Check) []Check {
+// blame marks, in a red report, the workloads that were started again too late to
+// hold for long enough: at the moment of the last look they may well have run.
+func (g *gate) blame(checks []Check, now time.Duration) []Check {
 	for i := range checks {
 		c := &checks[i]
-		if c.Kind == KindWorkload && c.OK && g.last.startedAgain[c.Name] > 0 {
+		if c.OK && c.again > 0 && now-g.since[checkID{c.Kind, c.Name}] < g.o.Steady {
 			c.OK = false
-			c.Seen += fmt.Sprintf("; started again %s during the gate", times(g.last.startedAgain[c.Name]))
+			c.Seen += "; started again " + times(c.again) + " during the gate"
 		}
 	}
 	return checks
@@ -404,89 +371,4 @@ func (g *gate) wait(ctx context.Context, checks []Check) {
 		}
 		again.Reset(min(most, lookBlind))
 	}
-}
-
-// look asks systemd and containerd at the same time.
-func (g *gate) look(ctx context.Context) *observation {
-	var seen observation
-	asked := time.Now()
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		seen.units, seen.unitsErr = ask(ctx, lookLimit, func(ctx context.Context) (Units, error) {
-			if g.o.Systemd == nil {
-				return Units{}, errNotConfigured
-			}
-			return g.o.Systemd.Units(ctx, g.o.RequiredUnits)
-		})
-	})
-	wg.Go(func() {
-		seen.containers, seen.containersErr = ask(ctx, lookLimit, func(ctx context.Context) ([]Container, error) {
-			if g.o.Containers == nil {
-				return nil, errNotConfigured
-			}
-			if err := g.o.Containers.Ping(ctx); err != nil {
-				return nil, err
-			}
-			return g.o.Containers.List(ctx)
-		})
-	})
-	wg.Go(func() {
-		if g.o.Network == nil {
-			return
-		}
-		seen.network, seen.networkErr = ask(ctx, lookLimit, g.o.Network.Facts)
-	})
-	wg.Wait()
-	// A question that the deadline cut off before its time was up says nothing
-	// about who was asked; what was seen before does.
-	if g.last != nil && ctx.Err() != nil && time.Since(asked) < lookLimit {
-		return g.last
-	}
-	g.count(&seen)
-	return &seen
-}
-
-// count notes which containers were started again since they were last seen.
-func (g *gate) count(seen *observation) {
-	seen.startedAgain, seen.justStarted = map[string]int{}, map[string]bool{}
-	for _, c := range seen.containers {
-		if c.Status != Running {
-			continue
-		}
-		key := containerKey(c.Workload)
-		before, known := g.runs[key]
-		now := running{c.Pid, c.Restarts, before.again}
-		if known && (now.pid != before.pid || now.restarts > before.restarts) {
-			now.again++
-			seen.justStarted[key] = true
-		}
-		g.runs[key] = now
-		seen.startedAgain[c.String()] = now.again
-	}
-}
-
-// ask returns what f returns, or gives up on it after limit or when ctx is
-// done, even if f does not heed its context.
-func ask[T any](ctx context.Context, limit time.Duration, f func(context.Context) (T, error)) (T, error) {
-	type answer struct {
-		value T
-		err   error
-	}
-	asked := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	answers := make(chan answer, 1)
-	go func() {
-		value, err := f(ctx)
-		answers <- answer{value, err}
-	}()
-	select {
-	case a := <-answers:
-		if a.err == nil || ctx.Err() == nil {
-			return a.value, a.err
-		}
-	case <-ctx.Done():
-	}
-	var none T
-	return none, fmt.Errorf("no answer after %v", time.Since(asked).Round(time.Millisecond))
 }

@@ -66,10 +66,18 @@ type Declaration struct {
 	Bad     string        `json:"bad,omitempty"`       // what is wrong with the labels, in words; the check fails with it
 }
 
-// String names the workload for people: namespace/name, or the first twelve
-// characters of the ID, as nerdctl prints it.
+// String names the workload for people: namespace/project/service in a compose
+// project, namespace/project/name for what is not the service's first container,
+// namespace/name without a project, and the first twelve characters of the ID, as
+// nerdctl prints it, without a name.
 func (w Workload) String() string {
-	if w.Name != "" {
+	first := w.Project + "-" + w.Service + "-1" // compose's name of a service's first container
+	switch {
+	case w.Name != "" && w.Project != "" && w.Service != "" && w.Name == first:
+		return w.Namespace + "/" + w.Project + "/" + w.Service
+	case w.Name != "" && w.Project != "":
+		return w.Namespace + "/" + w.Project + "/" + w.Name
+	case w.Name != "":
 		return w.Namespace + "/" + w.Name
 	}
 	return w.Namespace + "/" + w.ID[:min(len(w.ID), 12)]
@@ -130,6 +138,7 @@ type Check struct {
 	Duration time.Duration `json:"durationNs"` // from the start of the gate until it held for good, or until the end
 
 	within time.Duration // how long it may take until it holds; 0 is the gate's deadline
+	again  int           // of a workload: how often it was started again during the gate
 }
 
 // Report is the outcome of the gate. The zero value is not green.
@@ -173,4 +182,15 @@ func (r Report) Reason() string {
 		return "the gate did not run"
 	}
 	return strings.Join(parts, "; ")
+}
+
+// Warnings are the checks that failed and do not count, each in one line.
+func (r Report) Warnings() []string {
+	var list []string
+	for _, c := range r.Checks {
+		if !c.Required && !c.OK && c.Seen != notSeen {
+			list = append(list, fmt.Sprintf("%s: %s (expected: %s)", c.Name, c.Seen, c.Expected))
+		}
+	}
+	return list
 }

@@ -140,13 +140,13 @@ func (g *gate) ask(ctx context.Context, seen *observation) {
 	alive := map[string]bool{}
 	for _, c := range seen.containers {
 		d := c.Declared
-		if c.Status != Running || d.HTTP == "" && d.TCP == "" && d.Exec == "" || !counts(g.o, c) {
+		if c.Status != Running || !asks(d) || level(g.o, c) == Ignore {
 			continue
 		}
 		key := fmt.Sprintf("%s %d", containerKey(c.Workload), c.Pid)
 		alive[key] = true
 		if g.asked[key] == nil {
-			g.asked[key] = g.start(ctx, Probe{Level: d.Level, Run: func(ctx context.Context) (string, bool) {
+			g.asked[key] = g.start(ctx, Probe{Level: level(g.o, c), Run: func(ctx context.Context) (string, bool) {
 				return g.o.Containers.Probe(ctx, c)
 			}})
 		}

@@ -2,6 +2,7 @@ package health_test
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -201,22 +202,30 @@ func TestBrokenBefore(t *testing.T) {
 
 // TestNetwork: routes and sockets come again, but for a cable that somebody pulled.
 func TestNetwork(t *testing.T) {
-	before := health.Network{Routes: []string{"default dev eth0"}, Listening: []string{"tcp/22 ssh.service"}}
+	before := health.Network{Routes: []string{"ipv4 default dev eth0", "ipv4 default dev wwan0", "ipv6 default dev eth0"}, Listening: []string{"tcp/22 ssh.service"}}
+	routes := func(r ...string) health.Network { return health.Network{Routes: r, Listening: before.Listening} }
 	for name, c := range map[string]struct {
 		after health.Network
+		level health.Level
 		want  string
+		warn  string
 	}{
-		"as before":            {before, ""},
-		"by another interface": {health.Network{Routes: []string{"default dev eth1"}, Listening: []string{"tcp/22 sshd.socket"}}, ""},
-		"no route":             {health.Network{Listening: before.Listening}, "route default: none (expected: there, as by eth0)"},
-		"unplugged":            {health.Network{Listening: before.Listening, Unplugged: []string{"eth0"}}, ""},
-		"another is unplugged": {health.Network{Listening: before.Listening, Unplugged: []string{"eth1"}}, "route default: none (expected: there, as by eth0)"},
-		"nobody listens":       {health.Network{Routes: before.Routes, Listening: []string{"tcp/2222 ssh.service"}}, "port tcp/22: none (expected: somebody listens, as ssh.service did)"},
+		"as before":            {after: before},
+		"more than before":     {after: health.Network{Routes: append([]string{"ipv4 10.0.0.0/8 dev eth0"}, before.Routes...), Listening: []string{"tcp/22 ssh.service", "tcp/80 web.service"}}},
+		"by a renamed one":     {after: routes("ipv4 default dev lan0", "ipv4 default dev wwan0", "ipv6 default dev lan0")},
+		"only one of two":      {after: routes("ipv4 default dev eth0", "ipv6 default dev eth0"), want: "route ipv4 default dev wwan0: gone (expected: there)"},
+		"of the other family":  {after: routes("ipv4 default dev eth0", "ipv4 default dev wwan0"), want: "route ipv6 default dev eth0: gone (expected: there)"},
+		"unplugged":            {after: health.Network{Routes: []string{"ipv4 default dev wwan0", "ipv6 default dev lan0"}, Listening: before.Listening, Unplugged: []string{"eth0"}}, warn: "route ipv4 default dev eth0: gone; eth0 has no carrier (expected: there)"},
+		"another is unplugged": {after: health.Network{Routes: before.Routes[1:], Listening: before.Listening, Unplugged: []string{"eth1"}}, want: "route ipv4 default dev eth0: gone (expected: there)"},
+		"by another unit":      {after: health.Network{Routes: before.Routes, Listening: []string{"tcp/22 systemd"}}},
+		"nobody listens":       {after: health.Network{Routes: before.Routes, Listening: []string{"tcp/2222 ssh.service"}}, want: "port tcp/22: nobody listens (expected: somebody listens, as ssh.service did)"},
+		"only wanted":          {after: routes(before.Routes[1:]...), level: health.Wanted, warn: "route ipv4 default dev eth0: gone (expected: there)"},
+		"not looked at":        {level: health.Ignore},
 	} {
 		inBubble(t, name, func(t *testing.T) {
 			m := newMachine()
 			n := &gate.Network{}
-			m.options.Network = n
+			m.options.Network, m.options.NetworkLevel = n, c.level
 			n.Set(before)
 			var err error
 			if m.options.Baseline, err = health.Record(t.Context(), m.options); err != nil {
@@ -224,8 +233,8 @@ func TestNetwork(t *testing.T) {
 			}
 			n.Set(c.after)
 			r := health.Run(t.Context(), m.options)
-			if r.Green != (c.want == "") || r.Reason() != c.want {
-				t.Errorf("green %t: %s; want %q", r.Green, r.Reason(), c.want)
+			if r.Green != (c.want == "") || r.Reason() != c.want || strings.Join(r.Warnings(), "; ") != c.warn {
+				t.Errorf("green %t: %s, warnings %q; want %q, %q", r.Green, r.Reason(), r.Warnings(), c.want, c.warn)
 			}
 		})
 	}
@@ -237,6 +246,9 @@ func TestNetwork(t *testing.T) {
 		n.Fail(errGone)
 		if r := health.Run(t.Context(), m.options); r.Green || !strings.Contains(r.Reason(), "network: connection refused") {
 			t.Errorf("green %t: %s", r.Green, r.Reason())
+		}
+		if _, err := health.Record(t.Context(), m.options); !errors.Is(err, errGone) {
+			t.Errorf("recorded: %v", err)
 		}
 	})
 }

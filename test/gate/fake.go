@@ -12,6 +12,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/kapernikov/osctl/pkg/health"
 )
@@ -45,6 +46,7 @@ type fake struct {
 	bells bells
 	err   error
 	hang  chan struct{}
+	delay time.Duration
 	asked int
 }
 
@@ -75,6 +77,13 @@ func (f *fake) Hang() (release func()) {
 	})
 }
 
+// Delay makes the daemon answer late, as long as whoever asks waits.
+func (f *fake) Delay(d time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.delay = d
+}
+
 // Asked is how many questions there were.
 func (f *fake) Asked() int {
 	f.mu.Lock()
@@ -86,10 +95,16 @@ func (f *fake) Asked() int {
 func (f *fake) answer(ctx context.Context) error {
 	f.mu.Lock()
 	f.asked++
-	hang, err := f.hang, f.err
+	hang, delay, err := f.hang, f.delay, f.err
 	f.mu.Unlock()
 	if hang != nil {
 		<-hang
+	}
+	if delay > 0 {
+		select {
+		case <-time.After(delay):
+		case <-ctx.Done():
+		}
 	}
 	if ctx.Err() != nil {
 		return ctx.Err()

@@ -1,0 +1,150 @@
+package health
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// observation is one look at the machine. Where an error is set, the other
+// fields beside it mean nothing.
+type observation struct {
+	units         Units
+	unitsErr      error
+	containers    []Container
+	containersErr error
+	network       Network
+	networkErr    error
+	probes        []probeResult
+	answers       map[string]result // of containers that declare how to be asked, by containerKey
+	justStarted   map[string]bool   // by containerKey: started again since the look before
+	startedAgain  map[string]int    // by containerKey: how often that was seen in this gate
+}
+
+// containerKey tells containers apart.
+func containerKey(w Workload) string { return w.Namespace + "/" + w.ID }
+
+// Record takes the baseline of the running system. When a part of the machine
+// does not answer within ten seconds, the error wraps ErrSystemd or
+// ErrContainers (or both), and the baseline holds what could be read: the
+// caller decides whether that will do.
+func Record(ctx context.Context, o Options) (Baseline, error) {
+	g := newGate(&o)
+	seen := g.look(ctx)
+	b := Baseline{
+		Workloads: []Workload{}, FailedUnits: []string{}, RecordedAt: g.started.Round(0).UTC(),
+		Routes: seen.network.Routes, Listening: seen.network.Listening,
+	}
+	var errs []error
+	if seen.unitsErr != nil {
+		errs = append(errs, fmt.Errorf("recording failed units: %w: %w", ErrSystemd, seen.unitsErr))
+	} else {
+		b.FailedUnits = append(b.FailedUnits, seen.units.Failed...)
+	}
+	if seen.containersErr != nil {
+		errs = append(errs, fmt.Errorf("recording workloads: %w: %w", ErrContainers, seen.containersErr))
+	}
+	if seen.networkErr != nil {
+		errs = append(errs, fmt.Errorf("recording routes and ports: %w", seen.networkErr))
+	}
+	for _, c := range seen.containers {
+		if c.Status == Running {
+			b.Workloads = append(b.Workloads, c.Workload)
+		}
+	}
+	return b, errors.Join(errs...)
+}
+
+// life is what is remembered of a container that runs.
+type life struct {
+	pid      uint32
+	restarts int
+	again    int // how often it was seen to have been started again
+}
+
+// look asks systemd and containerd at the same time.
+func (g *gate) look(ctx context.Context) *observation {
+	var seen observation
+	asked := time.Now()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		seen.units, seen.unitsErr = ask(ctx, lookLimit, func(ctx context.Context) (Units, error) {
+			if g.o.Systemd == nil {
+				return Units{}, errNotConfigured
+			}
+			return g.o.Systemd.Units(ctx, g.o.RequiredUnits)
+		})
+	})
+	wg.Go(func() {
+		seen.containers, seen.containersErr = ask(ctx, lookLimit, func(ctx context.Context) ([]Container, error) {
+			if g.o.Containers == nil {
+				return nil, errNotConfigured
+			}
+			if err := g.o.Containers.Ping(ctx); err != nil {
+				return nil, err
+			}
+			return g.o.Containers.List(ctx)
+		})
+	})
+	wg.Go(func() {
+		if g.o.Network == nil {
+			return
+		}
+		seen.network, seen.networkErr = ask(ctx, lookLimit, g.o.Network.Facts)
+	})
+	wg.Wait()
+	// A question that the deadline cut off before its time was up says nothing
+	// about who was asked; what was seen before does.
+	if g.last != nil && ctx.Err() != nil && time.Since(asked) < lookLimit {
+		return g.last
+	}
+	g.count(&seen)
+	return &seen
+}
+
+// count notes which containers were started again since they were last seen.
+func (g *gate) count(seen *observation) {
+	seen.startedAgain, seen.justStarted = map[string]int{}, map[string]bool{}
+	for _, c := range seen.containers {
+		if c.Status != Running {
+			continue
+		}
+		key := containerKey(c.Workload)
+		before, known := g.runs[key]
+		now := life{c.Pid, c.Restarts, before.again}
+		if known && (now.pid != before.pid || now.restarts > before.restarts) {
+			now.again++
+			seen.justStarted[key] = true
+		}
+		g.runs[key] = now
+		seen.startedAgain[key] = now.again
+	}
+}
+
+// ask returns what f returns, or gives up on it after limit or when ctx is
+// done, even if f does not heed its context.
+func ask[T any](ctx context.Context, limit time.Duration, f func(context.Context) (T, error)) (T, error) {
+	type answer struct {
+		value T
+		err   error
+	}
+	asked := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	answers := make(chan answer, 1)
+	go func() {
+		value, err := f(ctx)
+		answers <- answer{value, err}
+	}()
+	select {
+	case a := <-answers:
+		if a.err == nil || ctx.Err() == nil {
+			return a.value, a.err
+		}
+	case <-ctx.Done():
+	}
+	var none T
+	return none, fmt.Errorf("no answer after %v", time.Since(asked).Round(time.Millisecond))
+}

@@ -1,0 +1,167 @@
+package health_test
+
+import (
+	"log/slog"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/kapernikov/osctl/pkg/health"
+	"github.com/kapernikov/osctl/test/gate"
+)
+
+// TestSlowAnswers: who answers late is waited for, ten seconds a question, and who
+// needs longer does not answer. Containerd is asked twice a look.
+func TestSlowAnswers(t *testing.T) {
+	for name, c := range map[string]struct {
+		systemd, containerd, network time.Duration
+		want                         string
+	}{
+		"slow systemd":          {systemd: 9 * time.Second},
+		"too slow systemd":      {systemd: 11 * time.Second, want: "systemd: no answer after 10s (expected: answers)"},
+		"slow containerd":       {containerd: 4 * time.Second},
+		"too slow containerd":   {containerd: 6 * time.Second, want: "containerd: no answer after 10s (expected: answers)"},
+		"all of them are slow":  {systemd: 8 * time.Second, containerd: 4 * time.Second, network: 9 * time.Second},
+		"too slow network":      {network: 11 * time.Second, want: "network: no answer after 10s (expected: can be read)"},
+		"systemd beyond it all": {systemd: time.Hour, want: "systemd: no answer after 10s (expected: answers)"},
+	} {
+		inBubble(t, name, func(t *testing.T) {
+			m := newMachine()
+			n := &gate.Network{}
+			n.Set(health.Network{Listening: []string{"tcp/22 ssh.service"}})
+			m.options.Network, m.options.Baseline.Listening = n, []string{"tcp/22 ssh.service"}
+			m.systemd.Delay(c.systemd)
+			m.containers.Delay(c.containerd)
+			n.Delay(c.network)
+			r := health.Run(t.Context(), m.options)
+			if r.Green != (c.want == "") || r.Reason() != c.want {
+				t.Errorf("green %t: %s; want %q", r.Green, r.Reason(), c.want)
+			}
+			if r.Duration > m.options.Deadline {
+				t.Errorf("it took %v, more than the deadline", r.Duration)
+			}
+		})
+	}
+}
+
+// TestClock: whatever year the wall clock showed when the baseline was recorded and
+// shows now, the verdict and its time are the same. Only the report's own times are by
+// the wall clock.
+func TestClock(t *testing.T) {
+	for _, year := range []int{1970, 2099} {
+		for _, green := range []bool{true, false} {
+			inBubble(t, time.Date(year, 1, 1, 0, 0, 0, 0, time.UTC).Format("2006"), func(t *testing.T) {
+				m := newMachine()
+				m.options.Baseline.RecordedAt = time.Date(year, 1, 1, 0, 0, 0, 0, time.UTC)
+				want := m.options.Steady
+				if !green {
+					m.containers.Set()
+					want = m.options.Deadline
+				}
+				r := health.Run(t.Context(), m.options)
+				if r.Green != green || r.Duration != want {
+					t.Errorf("green %t after %v; want %t after %v", r.Green, r.Duration, green, want)
+				}
+			})
+		}
+	}
+}
+
+// TestFlapping: a unit that fails and recovers again and again holds at the moment of
+// many a look, and never for long enough.
+func TestFlapping(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine()
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			for range 9 {
+				m.systemd.Set("failed", "modem.service")
+				time.Sleep(3 * time.Second)
+				m.systemd.Set("active", "modem.service")
+				time.Sleep(4 * time.Second)
+			}
+		}()
+		r := health.Run(t.Context(), m.options)
+		<-done
+		if r.Green || r.Duration != time.Minute {
+			t.Errorf("green %t after %v: %s", r.Green, r.Duration, r.Reason())
+		}
+	})
+}
+
+// TestRequiredButNotBefore: a container that says that it is required and did not run
+// when the upgrade was staged got no worse by it.
+func TestRequiredButNotBefore(t *testing.T) {
+	for status, want := range map[string][]string{
+		"stopped":      {"default/job: stopped (restart policy always) (expected: running, though it did not run when the upgrade was staged)"},
+		health.Running: nil,
+	} {
+		inBubble(t, status, func(t *testing.T) {
+			m := newMachine()
+			job := health.Container{Workload: health.Workload{Namespace: "default", ID: "0001", Name: "job", Restart: "always"}, Status: status}
+			job.Declared.Level = health.Required
+			m.containers.Set(running(web), job)
+			r := health.Run(t.Context(), m.options)
+			if diff := cmp.Diff(want, r.Warnings()); !r.Green || diff != "" {
+				t.Errorf("green %t: %s; warnings (-want +got):\n%s", r.Green, r.Reason(), diff)
+			}
+		})
+	}
+}
+
+// TestBlame: a container that was started again once and held after that is not what
+// made the gate red.
+func TestBlame(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine()
+		m.systemd.Set("inactive", "ssh.service")
+		now := running(web)
+		now.Pid, now.Restarts = 100, 1
+		m.containers.Set(now)
+		time.AfterFunc(10*time.Second, func() {
+			now.Restarts++ // the same process by its number
+			m.containers.Set(now)
+		})
+		r := health.Run(t.Context(), m.options)
+		if r.Green || r.Reason() != "ssh.service: inactive (expected: active)" {
+			t.Errorf("green %t: %s", r.Green, r.Reason())
+		}
+	})
+}
+
+// TestCompose: a project's containers are named as such.
+func TestCompose(t *testing.T) {
+	for want, w := range map[string]health.Workload{
+		"default/shop/db":     {Namespace: "default", Project: "shop", Service: "db", Name: "shop-db-1"},
+		"default/shop/my-own": {Namespace: "default", Project: "shop", Service: "db", Name: "my-own"},
+		"default/shop-db-1":   {Namespace: "default", Name: "shop-db-1"},
+		"default/shop/shop-db-2": {
+			Namespace: "default", Project: "shop", Service: "db", Name: "shop-db-2",
+		},
+	} {
+		if got := w.String(); got != want {
+			t.Errorf("%+v is named %q, want %q", w, got, want)
+		}
+	}
+}
+
+// TestOverhead: the gate says what it took for itself, by the processor and not by the
+// clock, which stands still here.
+func TestOverhead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine()
+		var log strings.Builder
+		m.options.Log = slog.New(slog.NewTextHandler(&log, nil))
+		r := health.Run(t.Context(), m.options)
+		if r.Overhead <= 0 || r.Overhead >= r.Duration {
+			t.Errorf("overhead %v of %v", r.Overhead, r.Duration)
+		}
+		if !strings.Contains(log.String(), "health gate ended") || !strings.Contains(log.String(), "overhead=") {
+			t.Errorf("log:\n%s", log.String())
+		}
+	})
+}
