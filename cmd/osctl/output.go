@@ -27,14 +27,22 @@ func when(t time.Time) string {
 	return t.UTC().Format("2006-01-02 15:04:05 UTC")
 }
 
-// reboot asks systemd for an orderly reboot, and then for one without asking.
+// rebootLimit is how long systemd may take to accept an order to reboot.
+const rebootLimit = 30 * time.Second
+
+// reboot asks systemd for an orderly reboot, then for one that stops no units, and then
+// has the kernel do it. A manager that hangs keeps the machine no longer than one that
+// refuses.
 func reboot(ctx context.Context) error {
-	first := exec.CommandContext(ctx, "systemctl", "reboot").Run()
-	if first == nil {
-		return nil
+	var errs []error
+	for _, force := range [][]string{nil, {"--force"}, {"--force", "--force"}} {
+		limited, cancel := context.WithTimeout(ctx, rebootLimit)
+		err := exec.CommandContext(limited, "systemctl", append(force, "reboot")...).Run() // #nosec the words above
+		cancel()
+		if err == nil {
+			return nil
+		}
+		errs = append(errs, err)
 	}
-	if err := exec.CommandContext(ctx, "systemctl", "--force", "reboot").Run(); err != nil {
-		return fmt.Errorf("rebooting: %w", errors.Join(first, err))
-	}
-	return nil
+	return fmt.Errorf("rebooting: %w", errors.Join(errs...))
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kapernikov/osctl/pkg/atomicfile"
+	"github.com/kapernikov/osctl/pkg/boot"
 	"github.com/kapernikov/osctl/pkg/health"
 	"github.com/kapernikov/osctl/pkg/upgrade"
 )
@@ -91,13 +92,7 @@ func runHealth(ctx context.Context, o gateOptions, s streams) error {
 	if o.verbose {
 		m.log = logger(s, slog.LevelInfo)
 	}
-	var baseline health.Baseline
-	if l, err := m.ledger.Load(); err != nil {
-		m.log.Warn("what ran before the upgrade is unknown", "error", err)
-	} else if e := l.Slot(m.booted.Slot); e != nil && e.Baseline != nil {
-		baseline = *e.Baseline
-	}
-	report := gateReport{APIVersion: apiVersion, Kind: "Health", Report: health.Run(ctx, m.gate(baseline))}
+	report := gateReport{APIVersion: apiVersion, Kind: "Health", Report: health.Run(ctx, m.gate(m.baseline()))}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -113,6 +108,26 @@ func runHealth(ctx context.Context, o gateOptions, s streams) error {
 		err = exitError(exitFailed)
 	}
 	return err
+}
+
+// baseline is what the running system has to be like: what was recorded for its first
+// boot, and on the boot after a fall back what was recorded on it when the upgrade that
+// failed was staged.
+func (m *machine) baseline() health.Baseline {
+	l, err := m.ledger.Load()
+	if err != nil {
+		m.log.Warn("what ran before the upgrade is unknown", "error", err)
+	}
+	recordedFor := m.booted.Slot
+	if m.boot != nil {
+		if state, _, err := m.boot.Load(); err == nil && state.Phase == boot.FellBack && state.Rootfs == m.booted.Slot {
+			recordedFor = m.booted.Slot.Other()
+		}
+	}
+	if e := l.Slot(recordedFor); e != nil && e.Baseline != nil {
+		return *e.Baseline
+	}
+	return health.Baseline{}
 }
 
 func (m *machine) saveReport(r gateReport) error {
