@@ -135,6 +135,10 @@ func checkSSH(root tree) ([]command, []string, string) {
 		return nil, nil, lacks("sshd")
 	case !root.exists("/etc/ssh/sshd_config"):
 		return nil, nil, "there is no /etc/ssh/sshd_config"
+	case !slices.ContainsFunc(root.list("/etc/ssh"), func(name string) bool {
+		return strings.HasPrefix(name, "ssh_host_") && strings.HasSuffix(name, "_key")
+	}):
+		return nil, nil, "this machine has no host key in /etc/ssh, without which sshd checks nothing"
 	}
 	if err := os.Mkdir(filepath.Join(string(root), "run/sshd"), 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, nil, err.Error()

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/kapernikov/osctl/pkg/etc"
@@ -69,14 +70,24 @@ func judgeOne(now outcome, before *outcome, own func(string) bool) Check {
 	return c
 }
 
-// grave are the words by which systemd says that a unit cannot be started, as its
-// versions 247 to 259 have them (src/core/load-fragment.c, service.c, unit.c;
-// src/analyze/analyze-verify-util.c), and ours for a unit that is gone. What else it
-// says, it goes on in spite of.
-var grave = regexp.MustCompile(`is not executable|Refusing|not found|bad unit (file )?setting|Failed to (create|load|open|start)|` + goneWords)
+// grave returns what matches the lines by which systemd says that a unit cannot be
+// started (src/core/load-fragment.c, service.c, unit.c; src/analyze/analyze-verify-util.c),
+// and ours for a unit that is gone. They begin with the unit. What else systemd says, it
+// goes on in spite of, or it is about itself.
+func grave() *regexp.Regexp {
+	return regexp.MustCompile(`^(Unit |/etc/\S+/)?[^\s/]+\.(service|socket|target|mount|automount|timer|path|swap|slice)[: ].*` +
+		`(is not executable|Refusing|not found|bad unit (file )?setting|Failed to (create|load|start)|` + goneWords + `)`)
+}
 
-// lineNumber is where a file says what the message is about.
-var lineNumber = regexp.MustCompile(`:\d+: `)
+// anywhere is a line of systemd's without the place in the file that it is about.
+func anywhere(line string) string {
+	path, rest, ok := strings.Cut(line, ":")
+	place, text, more := strings.Cut(rest, ": ")
+	if _, err := strconv.Atoi(place); !ok || !more || err != nil {
+		return line
+	}
+	return path + ": " + text
+}
 
 // judgeUnits looks at what systemd says and did not say of the running system: that a
 // unit cannot be started, or that it ignores something in one of this machine's own
@@ -85,13 +96,14 @@ func judgeUnits(c *Check, now outcome, before *outcome, own func(string) bool) {
 	old := map[string]bool{}
 	if before != nil {
 		for _, line := range before.Lines {
-			old[lineNumber.ReplaceAllString(line, ": ")] = true
+			old[anywhere(line)] = true
 		}
 	}
+	dead := grave()
 	for _, line := range now.Lines {
 		switch path := firstPath(line); {
-		case old[lineNumber.ReplaceAllString(line, ": ")]:
-		case grave.MatchString(line), strings.HasPrefix(path, "/etc/") && own(path):
+		case old[anywhere(line)]:
+		case dead.MatchString(line), strings.HasPrefix(path, "/etc/") && own(path):
 			c.Findings = append(c.Findings, line)
 		default:
 			c.Notes = append(c.Notes, line)
@@ -102,9 +114,9 @@ func judgeUnits(c *Check, now outcome, before *outcome, own func(string) bool) {
 		c.Status = Failed
 	case now.Failed && before != nil && before.Failed:
 		c.Status, c.Findings = Known, now.Lines
-	case now.Failed && len(c.Notes) > 0:
-		// It cannot go on, for a reason that is new and in none of the words above.
-		c.Status, c.Findings, c.Notes = Failed, c.Notes, nil
+	case now.Failed:
+		// It says nothing of a unit: systemd-analyze itself could not do its work here.
+		c.Status, c.Findings, c.Notes = Unfinished, now.Lines, nil
 	default:
 		c.Status = Passed
 	}

@@ -59,7 +59,10 @@ func TestJudge(t *testing.T) {
 		"cannot start":                    {all(outcome{Check: "units", Failed: true, Lines: []string{images, gone}}), "units", Failed, []string{gone}, []string{images}},
 		"could not start before":          {all(outcome{Check: "units", Failed: true, Lines: []string{gone}}, outcome{Check: "units", Running: true, Failed: true, Lines: []string{gone}}), "units", Known, []string{gone}, nil},
 		"a new one beside what was known": {all(outcome{Check: "units", Failed: true, Lines: []string{gone, ignored}}, outcome{Check: "units", Running: true, Failed: true, Lines: []string{gone}}), "units", Failed, []string{ignored}, nil},
-		"words that nobody knows":         {all(outcome{Check: "units", Failed: true, Lines: []string{"Alas."}}), "units", Failed, []string{"Alas."}, nil},
+		"words that nobody knows":         {all(outcome{Check: "units", Failed: true, Lines: []string{"Alas."}}), "units", Unfinished, []string{"Alas."}, nil},
+		"about systemd itself":            {all(outcome{Check: "units", Failed: true, Lines: []string{"Failed to load x: not found"}}), "units", Unfinished, []string{"Failed to load x: not found"}, nil},
+		"gone":                            {all(outcome{Check: "units", Failed: true, Lines: []string{"/etc/systemd/system/m.wants/x.service: x.service " + goneWords}}), "units", Failed, []string{"/etc/systemd/system/m.wants/x.service: x.service " + goneWords}, nil},
+		"a bad setting":                   {all(outcome{Check: "units", Failed: true, Lines: []string{"Unit b.service has a bad unit file setting."}}), "units", Failed, []string{"Unit b.service has a bad unit file setting."}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			own := owned([]etc.Change{{Path: "systemd/system/own.service", Kind: etc.Added}})
@@ -109,7 +112,7 @@ func TestDecide(t *testing.T) {
 	}{
 		"all is well":      {[]Check{known, skipped}, nil, "", "", ""},
 		"one fails":        {[]Check{failed, skipped}, nil, "sshd: alas", "sshd: alas", ""},
-		"one is late":      {[]Check{late}, nil, "", "did not end in time", ""},
+		"one is late":      {[]Check{late}, nil, "", "not all checks could be made", ""},
 		"both":             {[]Check{late, failed}, nil, "sshd: alas", "sshd: alas", ""},
 		"none is made":     {nil, unable, "", "EOF", ""},
 		"the slot is busy": {nil, busy, ErrBusy.Error(), ErrBusy.Error(), ErrBusy.Error()},

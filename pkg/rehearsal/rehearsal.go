@@ -80,7 +80,7 @@ const (
 	Known Status = "known"
 	// Skipped: the image has nothing to check.
 	Skipped Status = "skipped"
-	// Unfinished: the time was over.
+	// Unfinished: the time was over, or the program that checks could not do it.
 	Unfinished Status = "unfinished"
 )
 
@@ -136,7 +136,7 @@ func (r *Refusal) Error() string {
 	b.WriteString("refused by the rehearsal: the new system does not get along with the /etc of this machine")
 	if len(r.Failed) == 0 {
 		b.Reset()
-		b.WriteString("refused by the rehearsal: it did not end in time")
+		b.WriteString("refused by the rehearsal: not all checks could be made")
 	}
 	for _, c := range slices.Concat(r.Failed, r.Unfinished) {
 		for _, line := range c.Findings {

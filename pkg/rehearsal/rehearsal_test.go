@@ -181,7 +181,7 @@ func TestImage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := good("sshd", "skipped", "program runc", "failed", "containerd configuration", "skipped", "units", "failed") // systemd needs it as well
+	want := good("sshd", "skipped", "program runc", "failed", "containerd configuration", "skipped", "units", "unfinished") // systemd needs it as well
 	if diff := cmp.Diff(want, statuses(report)); diff != "" {
 		t.Errorf("statuses (-want +got):\n%s\n%+v", diff, report)
 	}
@@ -200,7 +200,7 @@ func TestImage(t *testing.T) {
 	if got := r.check(report, "program runc").Status; got != Known {
 		t.Errorf("what fails in the running system as well is %s", got)
 	}
-	if err := Always.Decide(report, nil); err != nil {
+	if err := Auto.Decide(report, nil); err != nil {
 		t.Errorf("what is no news is refused: %v", err)
 	}
 	r.left(before)
@@ -282,36 +282,54 @@ func TestTimeIsOver(t *testing.T) {
 	r.left(before)
 }
 
-// TestKilled: a rehearsal whose process was killed is cleared away by the next one.
+// TestKilled: a rehearsal whose process was killed is cleared away by the next one, and
+// ends by itself if there is none.
 func TestKilled(t *testing.T) {
 	r := newRig(t)
-	r.own(map[string]string{"ssh/sshd_config": "Hang\n"})
 	r.Target.Device = r.device(r.tree)
-	r.Changes = nil
+	for name, c := range map[string]struct {
+		limit time.Duration
+		await bool // its end
+	}{"and the next comes at once": {time.Minute, false}, "and none comes": {2 * time.Second, true}} {
+		t.Run(name, func(t *testing.T) {
+			r.t = t
+			r.own(map[string]string{"ssh/sshd_config": "Hang\n"})
+			r.Limit = c.limit
+			r.killed()
+			if c.await {
+				r.await(false)
+			}
+			r.own(nil)
+			r.Limit = 0
+			before := r.digest(r.Target.Device)
+			report, err := Run(t.Context(), r.Options)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(good(), statuses(report)); diff != "" {
+				t.Errorf("statuses (-want +got):\n%s\n%+v", diff, report)
+			}
+			r.left(before)
+		})
+	}
+}
+
+// killed has a rehearsal in another process killed while it has the slot mounted.
+func (r *rig) killed() {
+	r.t.Helper()
 	options, err := json.Marshal(r.Options)
 	if err != nil {
-		t.Fatal(err)
+		r.t.Fatal(err)
 	}
 	cmd := exec.Command(r.Program, "victim", string(options)) // #nosec this very binary
 	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
+		r.t.Fatal(err)
 	}
-	r.awaitBusy()
+	r.await(true)
 	if err := cmd.Process.Kill(); err != nil {
-		t.Fatal(err)
+		r.t.Fatal(err)
 	}
 	cmd.Wait() //nolint:errcheck // it was killed
-
-	r.own(nil)
-	before := r.digest(r.Target.Device)
-	report, err := Run(t.Context(), r.Options)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(good(), statuses(report)); diff != "" {
-		t.Errorf("statuses (-want +got):\n%s\n%+v", diff, report)
-	}
-	r.left(before)
 }
 
 // TestInterrupted: an interruption ends the container.
@@ -323,7 +341,7 @@ func TestInterrupted(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	go func() {
-		r.awaitBusy()
+		r.await(true)
 		cancel()
 	}()
 	if _, err := Run(ctx, r.Options); !errors.Is(err, context.Canceled) {

@@ -97,6 +97,7 @@ func newRig(t *testing.T) *rig {
 	}
 	r.write(filepath.Join(r.tree, "usr/sbin/sshd"), sshdScript)
 	for name, content := range map[string]string{
+		"etc/ssh/ssh_host_x_key":                   "",
 		"etc/ssh/sshd_config":                      "Port 22\n",
 		"etc/containerd/config.toml":               "version = 3\nimports = [\"/etc/containerd/conf.d/*.toml\"]\n",
 		"usr/lib/systemd/system/good.service":      "[Service]\nExecStart=/usr/bin/true\n",
@@ -297,15 +298,15 @@ func (r *rig) digest(device string) string {
 	return fmt.Sprintf("%x", sum.Sum(nil))
 }
 
-// awaitBusy waits until a rehearsal has the slot mounted.
-func (r *rig) awaitBusy() {
+// await waits until the slot is in use, or is not any more.
+func (r *rig) await(busy bool) {
 	for r.t.Context().Err() == nil {
 		f, err := os.OpenFile(r.Target.Device, os.O_RDONLY|unix.O_EXCL, 0)
-		if errors.Is(err, unix.EBUSY) {
-			return
-		}
 		if err == nil {
 			f.Close()
+		}
+		if errors.Is(err, unix.EBUSY) == busy {
+			return
 		}
 		time.Sleep(10 * time.Millisecond)
 	}

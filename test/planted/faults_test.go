@@ -4,7 +4,7 @@ import "slices"
 
 // faults is the list. A check that decides about trust has a line here.
 func faults() []fault {
-	return slices.Concat(trustFaults(), proofFaults(), imageFaults(), machineFaults())
+	return slices.Concat(trustFaults(), proofFaults(), imageFaults(), machineFaults(), rehearsalFaults())
 }
 
 // trustFaults are in what signatures are worth.
@@ -77,5 +77,22 @@ func machineFaults() []fault {
 		{"a downgrade to what was never here", "admit/admit.go", "case d.Committed == nil || !d.Committed(img.Digest().String()):", "case false:", "admit TestDecide", true},
 		{"time moved by a clock", "ledger/ledger.go", "l.Pass(e.Created)", "l.Pass(at)", "ledger TestPassedRisesAtCommitOnly", true},
 		{"certificates judged by the clock", "fetch/registry.go", "t.TLSClientConfig.Time = w.present", "_ = w.present", "fetch TestCertificatesAreJudgedAtThePresent", true},
+	}
+}
+
+// rehearsalFaults are in what is found out of a system before it is armed.
+func rehearsalFaults() []fault {
+	return []fault{
+		{"what the rehearsal finds refuses nothing", "rehearsal/rehearsal.go", "case len(r.Failed) > 0:", "case false:", "rehearsal TestDecide", false},
+		{"always goes on without a rehearsal", "rehearsal/rehearsal.go", "len(r.Unfinished) > 0 || err != nil", "false", "rehearsal TestDecide", true},
+		{"a slot that stays busy is no matter", "rehearsal/rehearsal.go", "errors.Is(err, ErrBusy)", "false", "rehearsal TestDecide", true},
+		{"all that fails was known", "rehearsal/judge.go", "before != nil && before.Failed && !before.Late:", "before != nil || now.Failed:", "rehearsal TestJudge", false},
+		{"units that cannot be started are no matter", "rehearsal/judge.go", "case dead.MatchString(line), ", "case dead.MatchString(line) && false, ", "rehearsal TestJudge", true},
+		{"an own unit may be ignored", "rehearsal/judge.go", "strings.HasPrefix(path, \"/etc/\") && own(path):", "path == \"none\":", "rehearsal TestJudge", true},
+		{"what is old is new", "rehearsal/judge.go", "case old[anywhere(line)]:", "case false:", "rehearsal TestJudge", true},
+		{"a check that was killed has passed", "rehearsal/judge.go", "case now.Late:", "case false:", "rehearsal TestJudge", true},
+		{"a clash is not named", "rehearsal/judge.go", "if names(said, path) || reads", "if path == said || reads", "rehearsal TestClashes", true},
+		{"a refusal of the rehearsal is armed", "upgrade/rehearse.go", "		return fmt.Errorf(\"rehearsing slot %s: %w\", s, err)\n", "		_ = fmt.Errorf\n", "upgrade TestFailuresOnTheWay", true},
+		{"the slot is not held again", "upgrade/rehearse.go", "target, err := r.OpenSlot(s)", "target, err := Target(nil), error(nil)", "upgrade TestRehearsal", true},
 	}
 }
