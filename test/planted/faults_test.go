@@ -4,7 +4,10 @@ import "slices"
 
 // faults is the list. A check that decides about trust has a line here.
 func faults() []fault {
-	return slices.Concat(trustFaults(), proofFaults(), imageFaults(), machineFaults(), rehearsalFaults())
+	return slices.Concat(
+		trustFaults(), proofFaults(), imageFaults(), machineFaults(), rehearsalFaults(),
+		gateFaults(), workloadFaults(), verdictFaults(),
+	)
 }
 
 // trustFaults are in what signatures are worth.
