@@ -49,7 +49,7 @@ var table = map[string]entry{
 	"upgrade":    {3, []string{"osimage", "trust", "admit", "assemble", "channel", "slot", "boot", "device", "health", "ledger", "progress", "proof"}},
 	"rescue":     {4, []string{"admit", "boot", "device", "disk", "ledger", "progress", "proof", "slot", "trust", "upgrade"}},
 	"install":    {3, []string{"disk", "device", "progress"}},
-	"status":     {3, []string{"boot", "clock", "device", "ledger", "health"}},
+	"status":     {3, []string{"atomicfile", "boot", "clock", "device", "ledger", "health"}},
 }
 
 // owners holds the libraries that only the named packages may import.

@@ -57,7 +57,11 @@ func runHistory(o historyOptions, s streams) error {
 		if e.Rule != "" {
 			why = strings.TrimSuffix("admitted by rule "+e.Rule+"; "+why, "; ")
 		}
-		fmt.Fprintf(t, "%s\t%s\tslot %s\t%s\t%s\n", when(e.At), e.Kind, e.Slot, e.Version, why)
+		lines := reasons(why)
+		fmt.Fprintf(t, "%s\t%s\tslot %s\t%s\t%s\n", when(e.At), e.Kind, e.Slot, cell(e.Version), lines[0])
+		for _, line := range lines[1:] {
+			fmt.Fprintf(t, "\t\t\t\t%s\n", line)
+		}
 	}
 	return t.Flush()
 }

@@ -1,12 +1,8 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
-	"errors"
-	"fmt"
 	"io"
-	"os/exec"
 	"time"
 )
 
@@ -25,24 +21,4 @@ func when(t time.Time) string {
 		return "never"
 	}
 	return t.UTC().Format("2006-01-02 15:04:05 UTC")
-}
-
-// rebootLimit is how long systemd may take to accept an order to reboot.
-const rebootLimit = 30 * time.Second
-
-// reboot asks systemd for an orderly reboot, then for one that stops no units, and then
-// has the kernel do it. A manager that hangs keeps the machine no longer than one that
-// refuses.
-func reboot(ctx context.Context) error {
-	var errs []error
-	for _, force := range [][]string{nil, {"--force"}, {"--force", "--force"}} {
-		limited, cancel := context.WithTimeout(ctx, rebootLimit)
-		err := exec.CommandContext(limited, "systemctl", append(force, "reboot")...).Run() // #nosec the words above
-		cancel()
-		if err == nil {
-			return nil
-		}
-		errs = append(errs, err)
-	}
-	return fmt.Errorf("rebooting: %w", errors.Join(errs...))
 }

@@ -120,7 +120,8 @@ func (s *script) setup(e *testscript.Env) error {
 		return err
 	}
 	bin := s.path("bin")
-	systemctl := "#!/bin/sh\necho \"systemctl $*\" >> " + s.path("systemctl.log") + "\n"
+	// Like the system manager, it ends who asked for a reboot.
+	systemctl := "#!/bin/sh\necho \"systemctl $*\" >> " + s.path("systemctl.log") + "\n[ \"$*\" != reboot ] || kill -TERM $PPID\n"
 	for name, content := range map[string][]byte{
 		"release.key": s.release.private, "stranger.key": s.stranger.private, "stranger.pub": s.stranger.public,
 		"bin/systemctl": []byte(systemctl), "home/.keep": nil,

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -17,6 +16,7 @@ import (
 	"github.com/kapernikov/osctl/pkg/atomicfile"
 	"github.com/kapernikov/osctl/pkg/boot"
 	"github.com/kapernikov/osctl/pkg/health"
+	"github.com/kapernikov/osctl/pkg/status"
 	"github.com/kapernikov/osctl/pkg/upgrade"
 )
 
@@ -39,7 +39,8 @@ func healthCmd(s streams) *cobra.Command {
 		Short: "Run the health gate and report, without acting on it",
 		Long: `health runs the checks that decide over a new system: systemd, the required
 units, containerd, and every workload that ran when the upgrade was staged. It
-ends with 0 when the gate is green and with 1 when it is red.
+ends with 0 when the gate is green and with 1 when it is red; checks that are only
+wanted are warnings. --json has a schema: docs/health.schema.json.
 
 ` + exitTable(),
 		Args: exactArgs(0, 0),
@@ -47,7 +48,7 @@ ends with 0 when the gate is green and with 1 when it is red.
 	}
 	o.add(cmd.Flags())
 	cmd.Flags().BoolVar(&o.json, "json", false, "print the report as JSON")
-	cmd.Flags().BoolVar(&o.verbose, "verbose", false, "say on stderr when a check changes")
+	cmd.Flags().BoolVar(&o.verbose, "verbose", false, "the slowest check first, and say on stderr when a check changes")
 	return cmd
 }
 
@@ -92,7 +93,7 @@ func runHealth(ctx context.Context, o gateOptions, s streams) error {
 	if o.verbose {
 		m.log = logger(s, slog.LevelInfo)
 	}
-	report := gateReport{APIVersion: apiVersion, Kind: "Health", Report: health.Run(ctx, m.gate(m.baseline()))}
+	report := gateReport{APIVersion: apiVersion, Kind: "Health", Report: m.watch(ctx, m.gate(m.baseline()))}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -102,7 +103,7 @@ func runHealth(ctx context.Context, o gateOptions, s streams) error {
 	if o.json {
 		err = printJSON(s.out, report)
 	} else {
-		err = printReport(s.out, report.Report)
+		err = printReport(s.out, report.Report, o.verbose)
 	}
 	if err == nil && !report.Green {
 		err = exitError(exitFailed)
@@ -174,7 +175,26 @@ func (m *machine) settleGate(ctx context.Context, b health.Baseline) health.Repo
 			options.RequiredUnits = append(slices.Clone(options.RequiredUnits), bootComplete)
 		}
 	}
-	return health.Run(ctx, options)
+	return m.watch(ctx, options)
+}
+
+// watch runs the gate and keeps its progress for osctl status.
+func (m *machine) watch(ctx context.Context, o health.Options) health.Report {
+	notes := status.NoteGate(m.config.RuntimeDir)
+	silent := false
+	note := func(p health.Progress) {
+		if err := notes.Note(p); err != nil && !silent {
+			silent = true
+			m.log.Warn("the gate's progress is not kept", "error", err)
+		}
+	}
+	o.Progress = note
+	note(health.Progress{Started: time.Now(), Deadline: o.Deadline, Steady: o.Steady}) // the first look may take long
+	report := health.Run(ctx, o)
+	if err := notes.End(); err != nil {
+		m.log.Warn("the gate's progress is not ended", "error", err)
+	}
+	return report
 }
 
 // openToSettle opens the machine. Its own configuration may be what keeps it from
@@ -208,23 +228,19 @@ func runSettle(ctx context.Context, o gateOptions, s streams) error {
 		return err
 	}
 	m.mendLedger()
-	fmt.Fprintf(s.out, "%s: slot %s", v.Action, v.Slot)
-	if v.Reason != "" {
-		fmt.Fprintf(s.out, ": %s", v.Reason)
-	}
-	fmt.Fprintln(s.out)
+	m.pronounce(v, s)
 	switch v.Action {
 	case upgrade.Failed:
 		// This restart is no impatience: its try stays taken.
 		err = errors.Join(err, m.markGiven())
 		if !o.noReboot {
-			err = errors.Join(err, reboot(ctx))
+			err = errors.Join(err, m.rebootForGood(ctx))
 		}
 	case upgrade.WentBack:
 		// Also when the boot state could not be changed: the next boot takes a try
 		// away, and the last one leads back.
 		if !o.noReboot {
-			err = errors.Join(err, reboot(ctx))
+			err = errors.Join(err, m.rebootForGood(ctx))
 		}
 	case upgrade.Unproven:
 		err = errors.Join(err, exitError(exitFailed))

@@ -6,6 +6,7 @@ import (
 	"io"
 	"path/filepath"
 	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -45,6 +46,7 @@ func runStatus(ctx context.Context, o statusOptions, s streams) error {
 		Product: m.config.Product, Booted: m.booted, BootedErr: m.err, Release: m.release, Boot: m.boot,
 		Ledger: m.ledger, Containers: m.containers().List, DataDir: filepath.Dir(m.config.StateDir), Degraded: m.degraded(),
 		Etc: string(pre.Etc), Data: string(pre.Data), Done: pre.Done, Pending: m.pendingResets(), LastWords: m.lastWords(), Clock: m.clock(),
+		RuntimeDir: m.config.RuntimeDir,
 	})
 	if o.json {
 		return printJSON(s.out, shot)
@@ -57,19 +59,22 @@ func runStatus(ctx context.Context, o statusOptions, s streams) error {
 func printStatus(w io.Writer, shot status.Snapshot) error {
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	fmt.Fprintf(t, "%s\n\n", headline(shot))
+	printGate(t, shot.Gate)
 	if shot.Why != "" && shot.State != "trial" {
-		fmt.Fprintf(t, "  Why\t%s\n\n", shot.Why)
+		fmt.Fprintf(t, "  Why\t%s\n\n", cell(shot.Why))
 	}
 	printSystem(t, "● Booted", shot.Booted)
 	printSystem(t, "  "+otherTitle(shot), shot.Other)
 	if f := shot.LastFailure; f != nil {
-		fmt.Fprintf(t, "  Failed\t%s on %s\n", f.Version, when(f.At))
-		fmt.Fprintf(t, "  \treason: %s\n", f.Reason)
+		fmt.Fprintf(t, "  Failed\t%s on %s\n", cell(f.Version), when(f.At))
+		for i, reason := range reasons(f.Reason) {
+			fmt.Fprintf(t, "  \t%s %s\n", []string{"reason:", "       "}[min(i, 1)], reason)
+		}
 		fmt.Fprintf(t, "  \tdigest: %s\n\n", f.Digest)
 	}
 	title := "  Workloads"
 	for _, c := range shot.Workloads {
-		fmt.Fprintf(t, "%s\t%s  %s  %s\n", title, c.Name, c.Status, c.Image)
+		fmt.Fprintf(t, "%s\t%s  %s  %s\n", title, cell(c.Name), cell(c.Status), cell(c.Image))
 		title = ""
 	}
 	if len(shot.Workloads) > 0 {
@@ -83,10 +88,30 @@ func printStatus(w io.Writer, shot status.Snapshot) error {
 		lines []string
 	}{{"Pending", shot.Pending}, {"Done", shot.Done}, {"Lost", shot.Lost}, {"Problem", shot.Problems}} {
 		for _, line := range list.lines {
-			fmt.Fprintf(t, "  %s\t%s\n", list.title, line)
+			fmt.Fprintf(t, "  %s\t%s\n", list.title, cell(line))
 		}
 	}
 	return t.Flush()
+}
+
+// printGate says what a gate that runs waits for, and how long at most.
+func printGate(w io.Writer, g *status.Gate) {
+	if g == nil {
+		return
+	}
+	left := (time.Duration(g.SecondsLeft) * time.Second).String()
+	switch {
+	case g.Checks == 0:
+		fmt.Fprintf(w, "  Gate\trunning: the first look, verdict in at most %s\n", left)
+	case g.SoakSecondsLeft != nil:
+		fmt.Fprintf(w, "  Gate\trunning: soaking, %d s left; verdict in at most %s\n", *g.SoakSecondsLeft, left)
+	default:
+		fmt.Fprintf(w, "  Gate\trunning: %d of %d checks to go, verdict in at most %s\n", len(g.Waiting), g.Checks, left)
+	}
+	for _, c := range g.Waiting {
+		fmt.Fprintf(w, "  \t%s: %s (expected: %s)\n", cell(c.Name), cell(c.Seen), cell(c.Expected))
+	}
+	fmt.Fprintln(w)
 }
 
 // headline says in one line how the machine stands.

@@ -39,6 +39,8 @@ type Snapshot struct {
 	// Boot is why GRUB chose the running system: committed, trial, fallback,
 	// unsaved, pristine, other or rescue (docs/boot-states.md).
 	Boot string `json:"boot,omitempty"`
+	// Gate is the health gate that runs at this moment; nil if none does.
+	Gate *Gate `json:"gate,omitempty"`
 	// Why explains a boot that is not as it should be, with the reason of the one
 	// before if that is known.
 	Why string `json:"why,omitempty"`
@@ -111,6 +113,8 @@ type Sources struct {
 	Containers func(ctx context.Context) ([]health.Container, error)
 	// DataDir is a path on the data partition.
 	DataDir string
+	// RuntimeDir is where a gate notes its progress; empty leaves that out.
+	RuntimeDir string
 	// Degraded are the problems that preinit found, Etc and Data what it made of
 	// /etc and of the data partition (package etc); empty if it did not run.
 	Degraded  []string
@@ -153,6 +157,11 @@ func Take(ctx context.Context, s Sources) Snapshot {
 	shot.Floor = l.Floor
 	shot.why(l, s.LastWords)
 	shot.containers(ctx, s)
+	if s.RuntimeDir != "" {
+		if shot.Gate, err = ReadGate(s.RuntimeDir); err != nil {
+			shot.complain("whether the gate runs is unknown", err)
+		}
+	}
 	if s.Data != "missing" {
 		shot.space(s.DataDir)
 	}
