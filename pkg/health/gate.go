@@ -29,7 +29,13 @@ const (
 	lookGap = 250 * time.Millisecond
 	// lookAgain bounds the wait when no event comes. Nothing should need it; a
 	// gate that missed an event for want of it would roll back a good system.
-	lookAgain = 5 * time.Second
+	lookAgain = 10 * time.Second
+	// networkAgain is how long what was read of the network stands while nothing was
+	// wrong with it: nobody tells of its changes, and to read it costs more than all
+	// the rest of a look. It is read anew at the end of the soak.
+	networkAgain = 20 * time.Second
+	// networkBad is the same while something is wrong with it.
+	networkBad = 5 * time.Second
 	// lookBlind is the same while there is nothing to subscribe to, such as a
 	// containerd that is not up yet.
 	lookBlind = time.Second
@@ -169,6 +175,9 @@ type gate struct {
 	probes  []*prober                 // of Options
 	asked   map[string]*prober        // of containers that run, by containerKey and process
 	runs    map[string]life           // by containerKey, what ran when it was last seen
+
+	recording   bool // the look is for a baseline
+	readNetwork bool // the next look reads the network in any case
 }
 
 func newGate(o *Options) *gate {
@@ -185,6 +194,7 @@ func (g *gate) run(ctx context.Context) (checks []Check, green bool) {
 		g.last = g.look(ctx)
 		g.ask(ctx, g.last)
 		checks = judge(g.o, g.last)
+		g.readNetwork = slices.ContainsFunc(checks, func(c Check) bool { return c.Kind == KindNetwork && !c.OK })
 		now := time.Since(g.started)
 		all := g.track(checks, now)
 		if all && g.held == nil {
@@ -333,6 +343,9 @@ func (g *gate) wait(ctx context.Context, checks []Check) {
 	}
 	if len(g.last.justStarted) > 0 {
 		most = lookGap // what was started again may hold from the next look on
+	}
+	if g.readNetwork {
+		most = min(most, networkBad)
 	}
 	for _, c := range checks {
 		if !c.OK && c.within > now {

@@ -17,6 +17,7 @@ type observation struct {
 	containersErr error
 	network       Network
 	networkErr    error
+	networkAt     time.Duration // when it was read, since the start of the gate
 	probes        []probeResult
 	answers       map[string]result // of containers that declare how to be asked, by containerKey
 	justStarted   map[string]bool   // by containerKey: started again since the look before
@@ -32,6 +33,7 @@ func containerKey(w Workload) string { return w.Namespace + "/" + w.ID }
 // caller decides whether that will do.
 func Record(ctx context.Context, o Options) (Baseline, error) {
 	g := newGate(&o)
+	g.recording = true
 	seen := g.look(ctx)
 	b := Baseline{
 		Workloads: []Workload{}, FailedUnits: []string{}, RecordedAt: g.started.Round(0).UTC(),
@@ -89,9 +91,13 @@ func (g *gate) look(ctx context.Context) *observation {
 		})
 	})
 	wg.Go(func() {
-		if g.o.Network == nil {
+		if !g.networkDue() {
+			if g.last != nil {
+				seen.network, seen.networkErr, seen.networkAt = g.last.network, g.last.networkErr, g.last.networkAt
+			}
 			return
 		}
+		seen.networkAt = time.Since(g.started)
 		seen.network, seen.networkErr = ask(ctx, lookLimit, g.o.Network.Facts)
 	})
 	wg.Wait()
@@ -102,6 +108,23 @@ func (g *gate) look(ctx context.Context) *observation {
 	}
 	g.count(&seen)
 	return &seen
+}
+
+// networkDue reports whether the network has to be read: it has not been for a while,
+// something was wrong with it, or everything has held for long enough and it decides.
+func (g *gate) networkDue() bool {
+	switch now := time.Since(g.started); {
+	case g.o.Network == nil:
+		return false
+	case g.recording:
+		return true
+	case len(g.o.Baseline.Routes)+len(g.o.Baseline.Listening) == 0 || g.o.NetworkLevel == Ignore:
+		return false
+	case g.last == nil || g.readNetwork:
+		return true
+	default:
+		return now-g.last.networkAt >= networkAgain || g.held != nil && now-*g.held >= g.o.Steady
+	}
 }
 
 // count notes which containers were started again since they were last seen.

@@ -165,3 +165,29 @@ func TestOverhead(t *testing.T) {
 		}
 	})
 }
+
+// TestNetworkDuringTheSoak: nothing tells of a route that is lost, and it is read
+// seldom; but never is its answer from before the end of the soak.
+func TestNetworkDuringTheSoak(t *testing.T) {
+	for name, back := range map[string]bool{"for good": false, "for a moment": true} {
+		inBubble(t, name, func(t *testing.T) {
+			m := newMachine()
+			m.options.Steady, m.options.Deadline = 25*time.Second, 2*time.Minute
+			n := &gate.Network{}
+			before := health.Network{Routes: []string{"ipv4 default dev eth0"}}
+			n.Set(before)
+			m.options.Network, m.options.Baseline.Routes = n, before.Routes
+			time.AfterFunc(24*time.Second, func() { n.Set(health.Network{}) })
+			if back {
+				time.AfterFunc(27*time.Second, func() { n.Set(before) })
+			}
+			r := health.Run(t.Context(), m.options)
+			if r.Green != back || r.Green && r.Duration < 50*time.Second {
+				t.Errorf("green %t after %v: %s", r.Green, r.Duration, r.Reason())
+			}
+			if asked := n.Asked(); back && asked > 6 {
+				t.Errorf("the network was read %d times", asked)
+			}
+		})
+	}
+}
