@@ -156,6 +156,7 @@ func Take(ctx context.Context, s Sources) Snapshot {
 	}
 	shot.Floor = l.Floor
 	shot.why(l, s.LastWords)
+	shot.since(l)
 	shot.containers(ctx, s)
 	if s.RuntimeDir != "" {
 		if shot.Gate, err = ReadGate(s.RuntimeDir); err != nil {
@@ -190,6 +191,20 @@ func (shot *Snapshot) why(l *ledger.Ledger, lastWords string) {
 	}
 	if lastWords != "" {
 		shot.Why += "; it stopped with: " + lastWords
+	}
+}
+
+// since complains of what the proven system lacked after the last fall back, until
+// something else is done to the machine.
+func (shot *Snapshot) since(l *ledger.Ledger) {
+	for _, e := range slices.Backward(l.History) {
+		switch e.Kind {
+		case ledger.NotAsBefore:
+			shot.Problems = append(shot.Problems, "after the fall back not everything was as before the upgrade: "+e.Reason)
+			return
+		case "committed", "installed", "staged", "failed":
+			return
+		}
 	}
 }
 

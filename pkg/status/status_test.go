@@ -90,6 +90,31 @@ func TestStates(t *testing.T) {
 	}
 }
 
+// What was amiss after a fall back is a problem until the next upgrade.
+func TestNotAsBefore(t *testing.T) {
+	s := sources(t)
+	add := func(kind string) []string {
+		err := s.Ledger.Update(func(l *ledger.Ledger) error {
+			l.Add(ledger.Event{At: time.Now(), Kind: kind, Slot: device.SlotB, Reason: "default/web: stopped"})
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return Take(context.Background(), s).Problems
+	}
+	want := []string{"after the fall back not everything was as before the upgrade: default/web: stopped"}
+	if diff := cmp.Diff(want, add(ledger.NotAsBefore)); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff(want, add("restored")); diff != "" {
+		t.Error(diff)
+	}
+	if got := add("staged"); len(got) != 0 {
+		t.Errorf("after the next upgrade: %q", got)
+	}
+}
+
 // What cannot be read is a problem in the snapshot, and the rest is still told.
 func TestProblems(t *testing.T) {
 	for want, plant := range map[string]func(*Sources){
