@@ -49,6 +49,7 @@ var table = map[string]entry{
 	"upgrade":    {3, []string{"osimage", "trust", "admit", "assemble", "channel", "slot", "boot", "device", "health", "ledger", "progress", "proof"}},
 	"rescue":     {4, []string{"admit", "boot", "device", "disk", "ledger", "progress", "proof", "slot", "trust", "upgrade"}},
 	"install":    {3, []string{"disk", "device", "progress"}},
+	"announce":   {4, []string{"atomicfile", "device", "health", "ledger", "status"}},
 	"status":     {3, []string{"atomicfile", "boot", "clock", "device", "ledger", "health"}},
 }
 

@@ -54,7 +54,7 @@ func verdictLine(r health.Report) string {
 	if len(list) == 1 {
 		return fmt.Sprintf("RED after %s: %s", took, list[0])
 	}
-	return fmt.Sprintf("RED after %s: %d checks do not hold", took, len(list))
+	return fmt.Sprintf("RED after %s, for %d reasons", took, len(list))
 }
 
 // inOrder leaves the checks where they are, but for the workloads, whose names begin

@@ -97,7 +97,7 @@ func TestPrintReport(t *testing.T) {
 		t.Errorf("one reason: the verdict is %q", got)
 	}
 	r.Checks[1].OK = false
-	if got := strings.Join(table(t, r, false)[0], " "); got != "RED after 31s: 2 checks do not hold" {
+	if got := strings.Join(table(t, r, false)[0], " "); got != "RED after 31s, for 2 reasons" {
 		t.Errorf("two reasons: the verdict is %q", got)
 	}
 }

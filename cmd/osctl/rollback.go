@@ -46,6 +46,7 @@ func runRollback(ctx context.Context, o rollbackOptions, s streams) error {
 	if err != nil {
 		return err
 	}
+	m.announce(ctx)
 	if _, err := fmt.Fprintf(s.out, "Slot %s starts at the next boot: %s.\n", back.Slot, back.How); err != nil {
 		return err
 	}

@@ -100,6 +100,7 @@ func runHealth(ctx context.Context, o gateOptions, s streams) error {
 	if err := m.saveReport(report); err != nil {
 		m.log.Warn("the report is not kept for settle", "error", err)
 	}
+	m.announce(ctx)
 	if o.json {
 		err = printJSON(s.out, report)
 	} else {
@@ -190,6 +191,7 @@ func (m *machine) watch(ctx context.Context, o health.Options) health.Report {
 	}
 	o.Progress = note
 	note(health.Progress{Started: time.Now(), Deadline: o.Deadline, Steady: o.Steady}) // the first look may take long
+	m.announce(ctx)
 	report := health.Run(ctx, o)
 	if err := notes.End(); err != nil {
 		m.log.Warn("the gate's progress is not ended", "error", err)
@@ -228,6 +230,7 @@ func runSettle(ctx context.Context, o gateOptions, s streams) error {
 		return err
 	}
 	m.mendLedger()
+	m.announce(ctx)
 	m.pronounce(v, s)
 	switch v.Action {
 	case upgrade.Failed:

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"path/filepath"
@@ -16,7 +17,8 @@ import (
 
 type statusOptions struct {
 	machineFlags
-	json bool
+	json     bool
+	announce bool
 }
 
 func statusCmd(s streams) *cobra.Command {
@@ -24,8 +26,9 @@ func statusCmd(s streams) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show what runs, what is on trial, what failed and why",
-		Long: `status reads and never writes. It ends with 0 also when there are problems to
-show; --json has them in "problems" (schema: docs/status.schema.json).
+		Long: `status reads and writes nothing, but for --announce. It ends with 0 also when there
+are problems to show; --json has them in "problems" (schema:
+docs/status.schema.json).
 
 ` + exitTable(),
 		Args: exactArgs(0, 0),
@@ -33,25 +36,39 @@ show; --json has them in "problems" (schema: docs/status.schema.json).
 	}
 	o.add(cmd.Flags())
 	cmd.Flags().BoolVar(&o.json, "json", false, "print JSON")
+	cmd.Flags().BoolVar(&o.announce, "announce", false, "print nothing; write the line for the console and for who logs in, and the metrics (what osctl-announce.service runs)")
 	return cmd
 }
 
 func runStatus(ctx context.Context, o statusOptions, s streams) error {
+	if o.announce && o.json {
+		return usageError{errors.New("both --announce, which prints nothing, and --json; choose one")}
+	}
 	m, err := o.open(s)
 	if err != nil {
 		return err
 	}
-	pre := m.preinitReport()
-	shot := status.Take(ctx, status.Sources{
-		Product: m.config.Product, Booted: m.booted, BootedErr: m.err, Release: m.release, Boot: m.boot,
-		Ledger: m.ledger, Containers: m.containers().List, DataDir: filepath.Dir(m.config.StateDir), Degraded: m.degraded(),
-		Etc: string(pre.Etc), Data: string(pre.Data), Done: pre.Done, Pending: m.pendingResets(), LastWords: m.lastWords(), Clock: m.clock(),
-		RuntimeDir: m.config.RuntimeDir,
-	})
+	if o.announce {
+		return m.tell(ctx)
+	}
+	sources := m.sources()
+	sources.Containers = m.containers().List
+	shot := status.Take(ctx, sources)
 	if o.json {
 		return printJSON(s.out, shot)
 	}
 	return printStatus(s.out, shot)
+}
+
+// sources are where status finds out how this machine stands, without asking containerd.
+func (m *machine) sources() status.Sources {
+	pre := m.preinitReport()
+	return status.Sources{
+		Product: m.config.Product, Booted: m.booted, BootedErr: m.err, Release: m.release, Boot: m.boot,
+		Ledger: m.ledger, DataDir: filepath.Dir(m.config.StateDir), Degraded: m.degraded(),
+		Etc: string(pre.Etc), Data: string(pre.Data), Done: pre.Done, Pending: m.pendingResets(), LastWords: m.lastWords(), Clock: m.clock(),
+		RuntimeDir: m.config.RuntimeDir,
+	}
 }
 
 // printStatus renders the snapshot: a line on the machine, one block a slot, the

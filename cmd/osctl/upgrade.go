@@ -177,6 +177,9 @@ func runUpgrade(ctx context.Context, o upgradeOptions, s streams) error {
 		CheckOnly: o.check, DownloadOnly: o.downloadOnly, Retry: o.retry, AllowDowngrade: o.downgrade, Tries: m.config.Tries, Progress: display.sink,
 	})
 	display.finish()
+	if !o.check && !o.downloadOnly {
+		m.announce(ctx)
+	}
 	if err = errors.Join(err, source.close()); err != nil {
 		return err
 	}

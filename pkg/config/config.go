@@ -53,6 +53,8 @@ type Config struct {
 	EtcDir string `yaml:"etcDir"`
 	// RuntimeDir is for what lasts until the next boot: the lock and reports.
 	RuntimeDir string `yaml:"runtimeDir"`
+	// Metrics is the file for Prometheus; empty means metrics/osctl.prom in RuntimeDir.
+	Metrics string `yaml:"metrics"`
 	// Tries is how many boots a new system gets, 1 to 9.
 	Tries      int        `yaml:"tries"`
 	Containerd Containerd `yaml:"containerd"`
@@ -188,8 +190,11 @@ func (c Config) check(d document) error {
 	}
 	for key, path := range map[string]string{
 		"env[0]": c.Env[0], "env[1]": c.Env[1], "stateDir": c.StateDir, "runtimeDir": c.RuntimeDir,
-		"containerd.address": c.Containerd.Address,
+		"containerd.address": c.Containerd.Address, "metrics": c.Metrics,
 	} {
+		if key == "metrics" && path == "" {
+			continue
+		}
 		if !filepath.IsAbs(path) {
 			return complain(key, fmt.Sprintf("%q; expected is an absolute path", path))
 		}
