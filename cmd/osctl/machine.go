@@ -172,8 +172,8 @@ func (m *machine) containers() *workload.Reader {
 func (m *machine) gate(b health.Baseline) health.Options {
 	return health.Options{
 		Systemd: health.Systemd{Socket: m.config.Health.Systemd}, Containers: m.containers(), Network: gateNetwork{}, Baseline: b, Log: m.log,
-		RequiredUnits: m.config.Health.RequiredUnits,
-		Deadline:      time.Duration(m.config.Health.Deadline), Steady: time.Duration(m.config.Health.Soak),
+		RequiredUnits: m.config.Health.RequiredUnits, NetworkLevel: health.Level(m.config.Health.Network),
+		Deadline: time.Duration(m.config.Health.Deadline), Steady: time.Duration(m.config.Health.Soak),
 	}
 }
 

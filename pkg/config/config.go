@@ -85,6 +85,9 @@ type Health struct {
 	Soak Duration `yaml:"soak"`
 	// RequiredUnits must be active.
 	RequiredUnits []string `yaml:"requiredUnits"`
+	// Network is what a route or a port that is gone means: required is that the gate
+	// is red, wanted that it is reported, ignore that nobody looks.
+	Network string `yaml:"network"`
 	// Systemd is the private D-Bus socket of the systemd to ask; empty means the
 	// one that runs this machine.
 	Systemd string `yaml:"systemd"`
@@ -116,7 +119,7 @@ func Defaults() Config {
 		Env:      []string{"/efi/osctl/a/grubenv", "/efi/osctl/b/grubenv"},
 		StateDir: "/data/osctl", EtcDir: "/data/etc", RuntimeDir: "/run/osctl", Tries: 3,
 		Containerd: Containerd{Address: "/run/containerd/containerd.sock", Namespace: "osctl", HostsDir: "/etc/containerd/certs.d"},
-		Health:     Health{Deadline: Duration(5 * time.Minute), Soak: Duration(30 * time.Second)},
+		Health:     Health{Deadline: Duration(5 * time.Minute), Soak: Duration(30 * time.Second), Network: "required"},
 	}
 }
 
@@ -187,6 +190,8 @@ func (c Config) check(d document) error {
 		return complain("env", fmt.Sprintf("%d files; expected are two copies", len(c.Env)))
 	case !slices.Contains([]string{Auto, "A", "B", "rescue"}, c.BootedSlot):
 		return complain("bootedSlot", fmt.Sprintf("%q; allowed are auto, A, B and rescue", c.BootedSlot))
+	case !slices.Contains([]string{"required", "wanted", "ignore"}, c.Health.Network):
+		return complain("health.network", fmt.Sprintf("%q; allowed are required, wanted and ignore", c.Health.Network))
 	}
 	for key, path := range map[string]string{
 		"env[0]": c.Env[0], "env[1]": c.Env[1], "stateDir": c.StateDir, "runtimeDir": c.RuntimeDir,

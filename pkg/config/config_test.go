@@ -37,7 +37,7 @@ func TestLoad(t *testing.T) {
 func TestLoadRefuses(t *testing.T) {
 	for want, text := range map[string]string{
 		":3:1: unknown key \"prodct\"; allowed here: apiVersion, bootedSlot, containerd,": head + "prodct: gateway\n",
-		":4:3: unknown key \"dedline\"; allowed here: deadline, requiredUnits, soak":      head + "health:\n  dedline: 5m\n",
+		":4:3: unknown key \"dedline\"; allowed here: deadline, network, requiredUnits, soak":      head + "health:\n  dedline: 5m\n",
 		":3:15: unknown key \"C\"; allowed here: A, B, rescue":                            head + "slots: {A: a, C: b}\n",
 		":3:8: tries: expected is a whole number":                                         head + "tries: many\n",
 		":3:9: health: expected is a mapping; allowed here":                               head + "health: good\n",
@@ -45,6 +45,7 @@ func TestLoadRefuses(t *testing.T) {
 		":3:7: env[0]: expected is text":                                                  head + "env: [[/a], /b]\n",
 		":4:13: health.deadline: expected is a duration":                                  head + "health:\n  deadline: [5m]\n",
 		"4:13: health.deadline: \"soon\" is no duration; write for example 30s":           head + "health:\n  deadline: soon\n",
+		":4:12: health.network: \"maybe\"; allowed are required, wanted and ignore":       head + "health:\n  network: maybe\n",
 		":3:8: tries: 0; allowed are 1 to 9":                                              head + "tries: 0\n",
 		":4:12: containerd.address: \"run\"":                                              head + "containerd:\n  address: run\n",
 		"a second document begins here":                                                   head + "---\nproduct: x\n",
