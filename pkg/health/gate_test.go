@@ -41,6 +41,13 @@ func TestFakeContainers(t *testing.T) {
 	})
 }
 
+func TestFakeNetwork(t *testing.T) {
+	gate.NetworkSuite(t, func(*testing.T) gate.NetworkRig {
+		n := &gate.Network{}
+		return gate.NetworkRig{Network: n, Come: func() { n.Set(gate.NetworkFacts()) }, Go: func() { n.Set(health.Network{}) }}
+	})
+}
+
 var errGone = errors.New("connection refused")
 
 // web is the workload of most tests: recorded with its image's digest.

@@ -186,6 +186,55 @@ func ContainersSuite(t *testing.T, start func(t *testing.T) ContainersRig) {
 	})
 }
 
+// NetworkRig is a network to put through NetworkSuite.
+type NetworkRig struct {
+	Network interface {
+		Facts(ctx context.Context) (health.Network, error)
+	}
+	Come func() // makes all that NetworkFacts has
+	Go   func() // takes it away
+}
+
+// NetworkFacts is what a NetworkRig has to make: a default route by eth0 and one to
+// 10.1.0.0/16 by eth1, a service on port 22 and another one that only this machine can
+// ask, and a pulled cable.
+func NetworkFacts() health.Network {
+	return health.Network{
+		Routes:    []string{"ipv4 10.1.0.0/16 dev eth1", "ipv4 default dev eth0"},
+		Listening: []string{"tcp/22 ssh.service", "udp/localhost:323 chrony.service"},
+		Unplugged: []string{"eth2"},
+	}
+}
+
+// NetworkSuite tests what the gate relies on. start is called once a test.
+func NetworkSuite(t *testing.T, start func(t *testing.T) NetworkRig) {
+	expect := func(t *testing.T, rig NetworkRig, want health.Network) {
+		t.Helper()
+		got, err := rig.Network.Facts(t.Context())
+		if err != nil || !slices.Equal(got.Routes, want.Routes) || !slices.Equal(got.Listening, want.Listening) || !slices.Equal(got.Unplugged, want.Unplugged) {
+			t.Errorf("facts %+v, %v; want %+v", got, err, want)
+		}
+	}
+	t.Run("what comes and goes is told", func(t *testing.T) {
+		rig := start(t)
+		expect(t, rig, health.Network{})
+		rig.Come()
+		expect(t, rig, NetworkFacts())
+		expect(t, rig, NetworkFacts()) // asking changes nothing
+		rig.Go()
+		expect(t, rig, health.Network{})
+	})
+	t.Run("nothing is asked once the context is done", func(t *testing.T) {
+		rig := start(t)
+		rig.Come()
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if got, err := rig.Network.Facts(ctx); err == nil {
+			t.Errorf("an answer in spite of a context that is done: %+v", got)
+		}
+	})
+}
+
 // listen returns the changes of a daemon once they are being heard.
 func listen(t *testing.T, daemon interface {
 	Changes(ctx context.Context) <-chan struct{}
