@@ -30,7 +30,7 @@ func statuses(r Report) map[string]Status {
 	return m
 }
 
-// good is what the image gives with an /etc that suits it. It has no nft.
+// good is what the image gives with an /etc that suits it. There is no nftables.conf.
 func good(but ...string) map[string]Status {
 	m := map[string]Status{
 		"sshd": Passed, "nft": Skipped, "program osctl": Passed, "program containerd": Passed, "program runc": Passed,
@@ -247,7 +247,7 @@ func TestIsolation(t *testing.T) {
 // it has started, and the others are made.
 func TestHang(t *testing.T) {
 	r := newRig(t)
-	r.own(map[string]string{"ssh/sshd_config": "Hang\n"})
+	r.own(map[string]string{"ssh/sshd_config": "Hang\n", "nftables.conf": "\n"})
 	r.Target.Device = r.device(r.tree)
 	before := r.digest(r.Target.Device)
 	r.Limit = 9 * time.Second
@@ -255,7 +255,7 @@ func TestHang(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(good("sshd", "unfinished"), statuses(report)); diff != "" {
+	if diff := cmp.Diff(good("sshd", "unfinished", "nft", "passed"), statuses(report)); diff != "" {
 		t.Errorf("statuses (-want +got):\n%s\n%+v", diff, report)
 	}
 	if err := Auto.Decide(report, nil); err != nil {
@@ -297,7 +297,7 @@ func TestKilled(t *testing.T) {
 			r.Limit = c.limit
 			r.killed()
 			if c.await {
-				r.await(false)
+				r.await(false, nil)
 			}
 			r.own(nil)
 			r.Limit = 0
@@ -325,11 +325,13 @@ func (r *rig) killed() {
 	if err := cmd.Start(); err != nil {
 		r.t.Fatal(err)
 	}
-	r.await(true)
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	r.await(true, ended)
 	if err := cmd.Process.Kill(); err != nil {
-		r.t.Fatal(err)
+		r.t.Fatalf("it ended by itself: %v", err)
 	}
-	cmd.Wait() //nolint:errcheck // it was killed
+	<-ended
 }
 
 // TestInterrupted: an interruption ends the container.
@@ -341,7 +343,7 @@ func TestInterrupted(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	go func() {
-		r.await(true)
+		r.await(true, nil)
 		cancel()
 	}()
 	if _, err := Run(ctx, r.Options); !errors.Is(err, context.Canceled) {

@@ -58,9 +58,21 @@ while read -r word rest; do
 		for file in /dev/*; do echo "device $file"; done
 		for file in /run/*; do echo "run $file"; done
 		exit 255 ;;
-	Hang) trap '' TERM; (trap '' TERM; setsid sleep 1000 & sleep 1000) & sleep 1000 ;;
+	Hang)
+		trap '' TERM
+		setsid sleep 1000 &
+		(trap '' TERM; sleep 1000) &
+		sleep 1000 ;;
 	esac
 done </etc/ssh/sshd_config >&2
+`
+
+// nftScript takes every file, and fails where a sleep is left.
+const nftScript = `#!/bin/sh
+for file in /proc/[0-9]*/comm; do
+	read -r name <$file
+	if [ "$name" = sleep ]; then echo "$file is left" >&2; exit 1; fi
+done
 `
 
 // rig is a machine with a containerd, an image in a slot on a loop device, and an /etc
@@ -96,6 +108,7 @@ func newRig(t *testing.T) *rig {
 		r.install(need.Tool(t, program), place)
 	}
 	r.write(filepath.Join(r.tree, "usr/sbin/sshd"), sshdScript)
+	r.write(filepath.Join(r.tree, "usr/sbin/nft"), nftScript)
 	for name, content := range map[string]string{
 		"etc/ssh/ssh_host_x_key":                   "",
 		"etc/ssh/sshd_config":                      "Port 22\n",
@@ -128,6 +141,8 @@ func newRig(t *testing.T) *rig {
 		Address: r.daemon.Address, Namespace: fmt.Sprintf("rehearsal-%d", os.Getpid()), Dir: filepath.Join(r.dir, "run"),
 		Program: self, Args: []string{"inside"}, Target: System{Upper: r.upper},
 	}
+	// Where Run itself has runc keep its state.
+	t.Cleanup(func() { os.Remove("/run/containerd/runc/" + r.Namespace) }) //nolint:errcheck // it may be in use
 	return r
 }
 
@@ -298,9 +313,9 @@ func (r *rig) digest(device string) string {
 	return fmt.Sprintf("%x", sum.Sum(nil))
 }
 
-// await waits until the slot is in use, or is not any more.
-func (r *rig) await(busy bool) {
-	for r.t.Context().Err() == nil {
+// await waits until the slot is in use, or is not any more; or until ended has something.
+func (r *rig) await(busy bool, ended <-chan error) {
+	for r.t.Context().Err() == nil && len(ended) == 0 {
 		f, err := os.OpenFile(r.Target.Device, os.O_RDONLY|unix.O_EXCL, 0)
 		if err == nil {
 			f.Close()
