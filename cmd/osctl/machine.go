@@ -220,7 +220,7 @@ func (m *machine) upgrade(reference string) (upgrade.Machine, error) {
 			Product: m.config.Product, Architecture: device.Architecture(), Version: m.version(),
 			Downgrade: admit.Downgrade{Permitted: policy.AllowDowngrade},
 		},
-		Lock: m.lock, OpenSlot: m.openSlot, Verifier: v, Boot: m.boot, Ledger: m.ledger, Committed: m.committedFloors(),
+		Lock: m.lock, OpenSlot: m.openLeft, Verifier: v, Boot: m.boot, Ledger: m.ledger, Committed: m.committedFloors(),
 		Records: proof.Open(m.config.StateDir), CloneEtc: m.cloneEtc, Ready: m.ready, Room: m.room, Log: m.log,
 		Record: func(ctx context.Context) (health.Baseline, error) {
 			return health.Record(ctx, m.gate(health.Baseline{}))

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,9 +12,11 @@ import (
 
 	"github.com/kapernikov/osctl/pkg/config"
 	"github.com/kapernikov/osctl/pkg/device"
+	"github.com/kapernikov/osctl/pkg/disk"
 	"github.com/kapernikov/osctl/pkg/etc"
 	"github.com/kapernikov/osctl/pkg/progress"
 	"github.com/kapernikov/osctl/pkg/rehearsal"
+	"github.com/kapernikov/osctl/pkg/upgrade"
 )
 
 // insideArg makes this program the first process of a rehearsal's container.
@@ -83,6 +86,26 @@ func (m *machine) runRehearsal(ctx context.Context, slot device.Slot) (rehearsal
 		o.Changes = func() ([]etc.Change, error) { return m.etcOf(slot) }
 	}
 	return rehearsal.Run(ctx, o)
+}
+
+// openLeft opens a slot, also when a rehearsal that was killed still holds it.
+func (m *machine) openLeft(slot device.Slot) (upgrade.Target, error) {
+	target, err := m.openSlot(slot)
+	if !errors.Is(err, disk.ErrBusy) {
+		return target, err
+	}
+	path, failed := m.slotPath(slot)
+	if failed != nil {
+		return nil, err
+	}
+	cleared, failed := rehearsal.Clear(context.Background(), rehearsal.Options{
+		Address: m.config.Containerd.Address, Namespace: m.config.Containerd.Namespace,
+		Dir: m.config.RuntimeDir, Target: rehearsal.System{Device: path},
+	})
+	if !cleared || failed != nil {
+		return nil, errors.Join(err, failed)
+	}
+	return m.openSlot(slot)
 }
 
 // system is what a slot makes of this machine.

@@ -43,7 +43,7 @@ type stage struct {
 type fileSystem struct{ device, kind, option string }
 
 func newStage(o Options) (*stage, error) {
-	s := &stage{Options: o, dir: filepath.Join(o.Dir, "rehearsal")}
+	s := &stage{Options: o, dir: filepath.Join(o.Dir, containerID)}
 	for _, path := range []string{s.dir, o.Target.Upper, o.Running.Upper} {
 		if strings.ContainsAny(path, ":,\\") {
 			return nil, fmt.Errorf("%s has a character in its name that overlayfs does not take", path)
@@ -207,6 +207,26 @@ func (s *stage) tidy(ctx context.Context, client *containerd.Client) error {
 	}
 	// Its mounts were never visible from here.
 	return os.RemoveAll(s.dir)
+}
+
+// Clear ends what a process that was killed has left of a rehearsal, and which would
+// hold the slot until its limit. It reports whether there was anything. Address,
+// Namespace, Dir and Target count of the options. The caller has the machine's lock.
+func Clear(ctx context.Context, o Options) (bool, error) {
+	s := &stage{Options: o, dir: filepath.Join(o.Dir, containerID), target: fileSystem{device: o.Target.Device}}
+	if _, err := os.Stat(s.dir); errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	ctx = namespaces.WithNamespace(ctx, s.Namespace)
+	client, err := s.dial(ctx)
+	if err != nil {
+		return false, fmt.Errorf("ending an earlier rehearsal: connecting to containerd: %w", err)
+	}
+	defer client.Close()
+	if err := s.tidy(ctx, client); err != nil {
+		return false, fmt.Errorf("ending an earlier rehearsal: %w", err)
+	}
+	return true, s.free()
 }
 
 func (s *stage) remove(ctx context.Context, c containerd.Container) error {
