@@ -283,7 +283,7 @@ func TestTimeIsOver(t *testing.T) {
 }
 
 // TestKilled: a rehearsal whose process was killed is cleared away by the next one, and
-// ends by itself if there is none.
+// once it runs, ends by itself if there is none.
 func TestKilled(t *testing.T) {
 	r := newRig(t)
 	r.Target.Device = r.device(r.tree)
@@ -295,7 +295,7 @@ func TestKilled(t *testing.T) {
 			r.t = t
 			r.own(map[string]string{"ssh/sshd_config": "Hang\n"})
 			r.Limit = c.limit
-			r.killed()
+			r.killed(c.await)
 			if c.await {
 				r.await(false, nil)
 			}
@@ -314,8 +314,9 @@ func TestKilled(t *testing.T) {
 	}
 }
 
-// killed has a rehearsal in another process killed while it has the slot mounted.
-func (r *rig) killed() {
+// killed has a rehearsal in another process killed while it has the slot mounted; its
+// container may not run yet, or does.
+func (r *rig) killed(running bool) {
 	r.t.Helper()
 	options, err := json.Marshal(r.Options)
 	if err != nil {
@@ -328,6 +329,9 @@ func (r *rig) killed() {
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	r.await(true, ended)
+	for running && len(ended) == 0 && !r.runs() {
+		time.Sleep(10 * time.Millisecond)
+	}
 	if err := cmd.Process.Kill(); err != nil {
 		r.t.Fatalf("it ended by itself: %v", err)
 	}

@@ -313,6 +313,19 @@ func (r *rig) digest(device string) string {
 	return fmt.Sprintf("%x", sum.Sum(nil))
 }
 
+// runs reports whether this program runs in a container that has the slot.
+func (r *rig) runs() bool {
+	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, file := range files {
+		line, _ := os.ReadFile(file)
+		mounts, _ := os.ReadFile(filepath.Join(filepath.Dir(file), "mountinfo"))
+		if strings.HasPrefix(string(line), programPath+"\x00inside\x00") && strings.Contains(string(mounts), r.Target.Device+" ") {
+			return true
+		}
+	}
+	return false
+}
+
 // await waits until the slot is in use, or is not any more; or until ended has something.
 func (r *rig) await(busy bool, ended <-chan error) {
 	for r.t.Context().Err() == nil && len(ended) == 0 {

@@ -109,6 +109,14 @@ func (s *stage) play(ctx context.Context, end time.Time) (seen []outcome, err er
 		}
 	}()
 	exited, err := s.start(within, client, end)
+	for err != nil && within.Err() == nil && leftOver(err) {
+		// containerd was still making one for a process that was killed: now it can be seen.
+		time.Sleep(50 * time.Millisecond)
+		if err := s.tidy(ctx, client); err != nil {
+			return nil, fmt.Errorf("%w: removing what an earlier rehearsal left: %w", ErrUnable, err)
+		}
+		exited, err = s.start(within, client, end)
+	}
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
@@ -123,6 +131,12 @@ func (s *stage) play(ctx context.Context, end time.Time) (seen []outcome, err er
 		return nil, ctx.Err()
 	}
 	return s.read()
+}
+
+// leftOver reports whether a container could not be made because there is one. Of its
+// own folder containerd says so in words only.
+func leftOver(err error) bool {
+	return errdefs.IsAlreadyExists(err) || strings.Contains(err.Error(), unix.EEXIST.Error())
 }
 
 // dial connects. It tries the socket by itself first: containerd's own dialer waits for
@@ -210,7 +224,7 @@ func (s *stage) tidy(ctx context.Context, client *containerd.Client) error {
 }
 
 // Clear ends what a process that was killed has left of a rehearsal, and which would
-// hold the slot until its limit. It reports whether there was anything. Address,
+// hold the slot until its limit; or for good, if it was made and never started. It reports whether there was anything. Address,
 // Namespace, Dir and Target count of the options. The caller has the machine's lock.
 func Clear(ctx context.Context, o Options) (bool, error) {
 	s := &stage{Options: o, dir: filepath.Join(o.Dir, containerID), target: fileSystem{device: o.Target.Device}}
