@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/kapernikov/osctl/pkg/boot"
@@ -196,6 +197,37 @@ func TestSettleFellBackAndDown(t *testing.T) {
 	a.lacks = ""
 	v, err = a.settle(b.Slot, b.Kind)
 	a.check(v, err, upgrade.Acknowledged, committedA)
+}
+
+// A failure that cannot be recorded, because the data partition is lost, keeps the
+// machine from new trials and not from its proven system: it came up, and gets all
+// its tries, boot after boot.
+func TestSettleFellBackWithoutALedger(t *testing.T) {
+	a := newAfter(t, true).arm(0)
+	if err := a.boot.FallBack(); err != nil {
+		t.Fatal(err)
+	}
+	kept := a.ledger
+	a.ledger, a.excuse = ledger.Open("/dev/null/none"), "mounting /data: no such device"
+	for range 4 * boot.FullTries {
+		b := a.grub()
+		if b != (device.Boot{Slot: device.SlotA, Kind: boot.KindFallback}) {
+			t.Fatalf("GRUB boots %v", b)
+		}
+		if v, err := a.settle(b.Slot, b.Kind); !errors.Is(err, syscall.ENOTDIR) {
+			t.Fatalf("Settle = %+v, %v", v, err)
+		}
+		if s, _, err := a.boot.Load(); err != nil || s != fellBackA {
+			t.Fatalf("boot state %v, %v; want %v", s, err, fellBackA)
+		}
+	}
+	// The data partition is back.
+	a.ledger, a.excuse = kept, ""
+	b := a.grub()
+	v, err := a.settle(b.Slot, b.Kind)
+	if l := a.check(v, err, upgrade.Acknowledged, committedA); l.FailureOf("sha256:2") == nil {
+		t.Errorf("the failure is not on record: %v", l.Failed)
+	}
 }
 
 // The table of docs/boot-states.md: what people may do at odd moments.

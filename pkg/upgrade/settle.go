@@ -125,7 +125,12 @@ func (m Settlement) decide(ctx context.Context) (v Verdict, err error) {
 	}
 	switch {
 	case state.Phase == boot.FellBack && booted == state.Rootfs:
-		return m.acknowledge(state)
+		v, err := m.acknowledge(state)
+		if err != nil {
+			// The failure stays to be recorded, and the system came up all the same.
+			err = errors.Join(err, mild(m.Log, m.Boot.Settle()))
+		}
+		return v, err
 	case state.Phase == boot.FellBack:
 		if v, err := m.acknowledge(state); err != nil {
 			return v, err
