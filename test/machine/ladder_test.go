@@ -45,6 +45,7 @@ func TestLadder(t *testing.T) {
 		{"the trial panics", true, l.panics},
 		{"the trial hangs in the initrd", true, l.hangsInInitrd},
 		{"five impatient restarts", true, l.impatience},
+		{"an /etc that masks sshd and dbus", true, l.maskedUnits},
 		{"the disk in another machine", true, l.otherMachine},
 	} {
 		if chapter.long && !exhaustive() {
@@ -264,8 +265,45 @@ func (l *ladder) brokenEtc(ctx context.Context) error {
 // mend removes what broke /etc. The machine's keys are in the same folder and were
 // taken over, or nobody could log in.
 func (l *ladder) mend(ctx context.Context) error {
+	if _, err := l.run(ctx, "osctl status", 0, "it runs with the pristine one of its image; it stopped with: emergency.target was reached"); err != nil {
+		return err
+	}
 	_, err := l.run(ctx, "rm /data/etc/A/upper/fstab; osctl history | head -3", 0, "pristine")
 	return err
+}
+
+// maskedUnits: systemd comes up, and nobody can log in. The gate of this machine, whose
+// patience is shortened here, says so; the pristine rung says why, and is the place to
+// mend it.
+func (l *ladder) maskedUnits(ctx context.Context) error {
+	_, err := l.run(ctx, "systemctl mask ssh.service ssh.socket dbus.service dbus.socket 2>&1; "+
+		"mkdir -p /etc/osctl; sed 's/deadline: .*/deadline: 15s/' /usr/lib/osctl/osctl.yaml >/etc/osctl/osctl.yaml", 0)
+	if err != nil {
+		return err
+	}
+	if err := l.reboot(ctx); err != nil {
+		return err
+	}
+	down := []string{`osctl: slot A \(committed\)`, `did not come up: slot A: ssh.service: masked`}
+	up := []string{`osctl: slot A \(pristine\)`, `nothing to do: slot A: slot A is committed, and runs with a pristine /etc`}
+	for _, line := range slices.Concat(down, down, down, up) {
+		if err := l.settled(ctx, line); err != nil {
+			return err
+		}
+	}
+	if _, err := l.run(ctx, "osctl status", 0, "it runs with the pristine one of its image", "slot A lacked ssh.service: masked"); err != nil {
+		return err
+	}
+	if _, err := l.run(ctx, "osctl etc reset systemd/system osctl/osctl.yaml", 0, "The next boot of slot A resets"); err != nil {
+		return err
+	}
+	if err := l.reboot(ctx); err != nil {
+		return err
+	}
+	if err := l.settled(ctx, `osctl: slot A \(committed\)`); err != nil {
+		return err
+	}
+	return l.settled(ctx, `nothing to do: slot A: slot A is committed`+"$")
 }
 
 // impatience: each restart comes as soon as somebody can log in.
