@@ -19,6 +19,7 @@ func TestWhy(t *testing.T) {
 		want, not   string
 	}{
 		"as it should be":   {kind: boot.KindCommitted, words: "old words", not: "old words"},
+		"committed since":   {kind: boot.KindTrial, not: "on trial"},
 		"pristine":          {kind: boot.KindPristine, want: "did not come up with the /etc of this machine"},
 		"with its reason":   {boot.KindPristine, "", []ledger.Event{{Kind: "not up", Slot: "B", Reason: "dbus.service: inactive"}}, "slot B lacked dbus.service: inactive", ""},
 		"with last words":   {boot.KindPristine, "emergency.target was reached; bad fstab", nil, "it stopped with: emergency.target was reached; bad fstab", ""},

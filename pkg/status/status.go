@@ -176,6 +176,9 @@ func list(in []string) []string { return append([]string{}, in...) }
 // why explains how the machine came to run what it runs: by the boot loader's
 // word, and by what the boots before left to be read.
 func (shot *Snapshot) why(l *ledger.Ledger, lastWords string) {
+	if shot.Boot == boot.KindTrial && shot.State != "trial" {
+		return // the verdict has been spoken since
+	}
 	shot.Why = boot.Why(shot.Boot)
 	if !slices.Contains([]string{boot.KindPristine, boot.KindOther, boot.KindRescue, boot.KindFallback}, shot.Boot) {
 		return
