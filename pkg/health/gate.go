@@ -39,6 +39,9 @@ const (
 	// lookBlind is the same while there is nothing to subscribe to, such as a
 	// containerd that is not up yet.
 	lookBlind = time.Second
+	// endLimit is how long probes that heed their context may take to end what they
+	// have started when the gate is over.
+	endLimit = 2 * time.Second
 )
 
 // The parts of the machine that a Baseline is recorded from.
@@ -117,7 +120,8 @@ type Options struct {
 
 // Run looks at the machine until everything that o expects holds and has held
 // for o.Steady, or the deadline comes, or something can no longer come true in
-// time. It returns at the deadline at the latest, whatever hangs. A caller that
+// time. It returns at the deadline at the latest, whatever hangs; two seconds later when
+// a probe has to end what it started. A caller that
 // cancels ctx gets a report that is not green and has to look at ctx.Err before it
 // draws conclusions from it.
 func Run(ctx context.Context, o Options) Report {
@@ -144,6 +148,8 @@ func Run(ctx context.Context, o Options) Report {
 		Overhead: processorTime() - used,
 	}
 	o.Log.Info("health gate ended", "green", green, "took", r.Duration.Round(time.Millisecond), "overhead", r.Overhead.Round(time.Millisecond))
+	cancel()
+	g.end()
 	return r
 }
 

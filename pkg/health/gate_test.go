@@ -19,9 +19,27 @@ import (
 func TestFakeContainers(t *testing.T) {
 	gate.ContainersSuite(t, func(t *testing.T) gate.ContainersRig {
 		f := &gate.Containers{}
+		f.OnProbe(func(ctx context.Context, c health.Container) (string, bool) {
+			if c.Declared.Exec == "silent" {
+				<-ctx.Done()
+			}
+			return c.Declared.Exec, c.Declared.Exec == "good"
+		})
 		var all []health.Container
+		change := func(space, id string, how func(*health.Container)) {
+			for i := range all {
+				if all[i].Namespace == space && all[i].ID == id {
+					how(&all[i])
+				}
+			}
+			f.Set(all...)
+		}
 		return gate.ContainersRig{
 			Containers: f,
+			Good:       health.Declaration{Exec: "good"}, Bad: health.Declaration{Exec: "bad"}, Silent: health.Declaration{Exec: "silent"},
+			Declare: func(space, id string, d health.Declaration) {
+				change(space, id, func(c *health.Container) { c.Declared = d })
+			},
 			Run: func(space, id, name string) {
 				all = append(all, health.Container{
 					Workload: health.Workload{Namespace: space, ID: id, Name: name}, Status: health.Running,
@@ -29,12 +47,7 @@ func TestFakeContainers(t *testing.T) {
 				f.Set(all...)
 			},
 			Kill: func(space, id string) {
-				for i := range all {
-					if all[i].Namespace == space && all[i].ID == id {
-						all[i].Status = "stopped"
-					}
-				}
-				f.Set(all...)
+				change(space, id, func(c *health.Container) { c.Status = "stopped" })
 			},
 			Stop: func() { f.Fail(errGone) },
 		}

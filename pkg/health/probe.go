@@ -116,6 +116,20 @@ func (p *prober) run(ctx context.Context, g *gate) {
 	}
 }
 
+// end waits until the probes that are under way have ended what they started: whoever
+// asked for the gate may be gone, and the machine reboot, as soon as it returns.
+func (g *gate) end() {
+	late := time.NewTimer(endLimit)
+	defer late.Stop()
+	for _, p := range g.running() {
+		select {
+		case p.busy <- struct{}{}:
+		case <-late.C:
+			return
+		}
+	}
+}
+
 // once runs the probe within its time.
 func (p *prober) once(ctx context.Context) (seen string, ok bool) {
 	select {

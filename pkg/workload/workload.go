@@ -1,14 +1,16 @@
 // Package workload reads from containerd which containers there are and what
-// they do, for the health gate and for the status.
+// they do, and asks those that declare how, for the health gate and for the status.
 //
 // It looks into all namespaces, since nerdctl, Kubernetes and others each have
 // their own, except the one in which osctl keeps its downloads. It refuses to
-// change anything: it starts, stops, pulls and deletes nothing. It knows
-// nerdctl by the labels it leaves on its containers, not by its commands.
+// change anything: it starts, stops, pulls and deletes nothing. The one thing that it
+// does in a container is to run the command that its label osctl.gate.exec names, and
+// it ends all that this leaves. It knows nerdctl by the labels and files it leaves, not
+// by its commands.
 //
 // It promises to come back: a socket that is missing or refuses is an error at
-// once, and a daemon that takes a question and does not answer is one after ten
-// seconds, or when the context is done.
+// once, a daemon that takes a question and does not answer is one after ten
+// seconds, or when the context is done, and so is a container that does not answer.
 package workload
 
 import (
@@ -22,9 +24,8 @@ import (
 	"time"
 
 	tasks "github.com/containerd/containerd/api/services/tasks/v1"
+	"github.com/containerd/containerd/api/types/task"
 	containerd "github.com/containerd/containerd/v2/client"
-	"github.com/containerd/containerd/v2/core/containers"
-	"github.com/containerd/containerd/v2/core/runtime/restart"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"google.golang.org/grpc"
@@ -34,10 +35,6 @@ import (
 
 // limit is how long one question may take.
 const limit = 10 * time.Second
-
-// nameLabel is where nerdctl keeps the name of a container (its
-// pkg/labels/labels.go).
-const nameLabel = "nerdctl/name"
 
 // noTask is the status of a container that has not been started since the
 // machine booted; containerd itself has no word for it.
@@ -120,9 +117,9 @@ func listNamespace(ctx context.Context, client *containerd.Client, space string)
 	if err != nil {
 		return nil, err
 	}
-	status := map[string]string{}
-	for _, task := range running.Tasks {
-		status[task.ID] = strings.ToLower(task.Status.String())
+	alive := map[string]*task.Process{}
+	for _, t := range running.Tasks {
+		alive[t.ID] = t
 	}
 	digests := map[string]string{}
 	var list []health.Container
@@ -136,34 +133,12 @@ func listNamespace(ctx context.Context, client *containerd.Client, space string)
 		}
 		c := health.Container{Workload: describe(space, record), Status: noTask}
 		c.ImageDigest = digest
-		if s, ok := status[record.ID]; ok {
-			c.Status = s
+		if t, ok := alive[record.ID]; ok {
+			c.Status, c.Pid = strings.ToLower(t.Status.String()), t.Pid
 		}
 		list = append(list, c)
 	}
 	return list, nil
-}
-
-// describe reads what the container's own record says.
-func describe(space string, record containers.Container) health.Workload {
-	w := health.Workload{
-		Namespace: space,
-		ID:        record.ID,
-		Name:      record.Labels[nameLabel],
-		Image:     record.Image,
-	}
-	// The restart monitor looks only at containers with the status label; one
-	// without a policy is restarted always.
-	if status := record.Labels[restart.StatusLabel]; status == string(containerd.Running) {
-		w.Restart = record.Labels[restart.PolicyLabel]
-		if w.Restart == "" {
-			w.Restart = "always"
-		}
-	}
-	if w.Restart == "no" {
-		w.Restart = ""
-	}
-	return w
 }
 
 // imageDigest is the digest that the image's name stands for, or "" if there is
@@ -248,9 +223,4 @@ func (r *Reader) dial(ctx context.Context) (*containerd.Client, error) {
 func dialUnix(ctx context.Context, path string) (net.Conn, error) {
 	var d net.Dialer
 	return d.DialContext(ctx, "unix", path)
-}
-
-// Probe fails: asking containers comes with the declarations that say how.
-func (r *Reader) Probe(context.Context, health.Container) (seen string, ok bool) {
-	return "osctl cannot ask it", false
 }

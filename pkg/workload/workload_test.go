@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -13,13 +12,11 @@ import (
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
-	"github.com/containerd/containerd/v2/core/images"
-	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/kapernikov/osctl/pkg/health"
 	"github.com/kapernikov/osctl/pkg/workload"
@@ -27,117 +24,8 @@ import (
 	"github.com/kapernikov/osctl/test/gate"
 )
 
-// rig is a real containerd and what the tests do to it.
-type rig struct {
-	t      *testing.T
-	daemon *daemon.Daemon
-	client *containerd.Client
-	rootfs string
-}
-
-// newRig starts a containerd with a root file system that holds one static
-// program, which waits for ever.
-func newRig(t *testing.T, rootfs string) *rig {
-	t.Helper()
-	d := daemon.Start(t)
-	r := &rig{t: t, daemon: d, client: d.Client(t), rootfs: rootfs}
-	for _, space := range []string{"one", "two", "own"} {
-		if err := r.client.NamespaceService().Create(t.Context(), space, nil); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return r
-}
-
-// buildRootfs makes a root file system of one static program that waits.
-func buildRootfs(t *testing.T) string {
-	t.Helper()
-	if testing.Short() {
-		t.Skip("needs a real containerd")
-	}
-	dir := t.TempDir()
-	source := filepath.Join(dir, "main.go")
-	const program = "package main\n\nimport \"time\"\n\nfunc main() { time.Sleep(1 << 62) }\n"
-	if err := os.WriteFile(source, []byte(program), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	rootfs := filepath.Join(dir, "rootfs")
-	cmd := exec.Command("go", "build", "-o", filepath.Join(rootfs, "wait"), source)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("building the container's program: %v\n%s", err, out)
-	}
-	return rootfs
-}
-
-// image gives a name in a namespace a target.
-func (r *rig) image(space, name, content string) {
-	r.t.Helper()
-	_, err := r.client.ImageService().Create(namespaces.WithNamespace(r.t.Context(), space), images.Image{
-		Name:   name,
-		Target: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromString(content), Size: int64(len(content))},
-	})
-	if err != nil {
-		r.t.Fatal(err)
-	}
-}
-
-// run makes a container and starts it.
-func (r *rig) run(space, id, image string, labels map[string]string) {
-	r.t.Helper()
-	ctx := namespaces.WithNamespace(r.t.Context(), space)
-	c, err := r.client.NewContainer(ctx, id, r.daemon.Runtime(),
-		containerd.WithImageName(image),
-		containerd.WithNewSpec(
-			oci.WithRootFSPath(r.rootfs), oci.WithRootFSReadonly(), oci.WithProcessArgs("/wait"),
-			// The default, /namespace/id, leaves an empty group behind.
-			oci.WithCgroup("/osctl-test-"+space+"-"+id),
-		),
-	)
-	if err != nil {
-		r.t.Fatalf("making container %s/%s: %v", space, id, err)
-	}
-	task, err := c.NewTask(ctx, cio.NullIO)
-	if err != nil {
-		r.t.Fatalf("making the task of %s/%s: %v", space, id, err)
-	}
-	if err := task.Start(ctx); err != nil {
-		r.t.Fatalf("starting %s/%s: %v", space, id, err)
-	}
-	// Not earlier: the restart monitor would take the task that is only created
-	// for a dead one and start its own.
-	if len(labels) == 0 {
-		return
-	}
-	if _, err := c.SetLabels(ctx, labels); err != nil {
-		r.t.Fatalf("labelling %s/%s: %v", space, id, err)
-	}
-}
-
-// kill ends a container's process and waits for that.
-func (r *rig) kill(space, id string) {
-	r.t.Helper()
-	ctx := namespaces.WithNamespace(r.t.Context(), space)
-	c, err := r.client.LoadContainer(ctx, id)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	task, err := c.Task(ctx, nil)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	exited, err := task.Wait(ctx)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	if err := task.Kill(ctx, syscall.SIGKILL); err != nil {
-		r.t.Fatal(err)
-	}
-	<-exited
-}
-
 func TestRealContainerd(t *testing.T) {
-	rootfs := buildRootfs(t)
+	rootfs := daemon.BuildApp(t)
 	gate.ContainersSuite(t, func(t *testing.T) gate.ContainersRig {
 		r := newRig(t, rootfs)
 		return gate.ContainersRig{
@@ -149,14 +37,18 @@ func TestRealContainerd(t *testing.T) {
 				}
 				r.run(space, id, "", labels)
 			},
-			Kill: r.kill,
-			Stop: r.daemon.Stop,
+			Declare: r.declare,
+			Kill:    r.kill,
+			Stop:    r.daemon.Stop,
+			Good:    health.Declaration{Exec: `["/app", "say", "0", "good"]`},
+			Bad:     health.Declaration{Exec: `["/app", "say", "1", "bad"]`},
+			Silent:  health.Declaration{Exec: `["/app", "wait"]`},
 		}
 	})
 }
 
 func TestListReadsRecords(t *testing.T) {
-	r := newRig(t, buildRootfs(t))
+	r := newRig(t, daemon.BuildApp(t))
 	const name = "registry.example.com/web:1"
 	always := map[string]string{
 		"nerdctl/name":                  "web",
@@ -179,6 +71,12 @@ func TestListReadsRecords(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	for i := range got {
+		if (got[i].Pid == 0) != (got[i].Status == "no task") {
+			t.Errorf("%s has process %d, status %s", got[i].ID, got[i].Pid, got[i].Status)
+		}
+		got[i].Pid = 0
+	}
 	first, second := digest.FromString("first").String(), digest.FromString("second").String()
 	want := []health.Container{
 		{Workload: health.Workload{Namespace: "one", ID: "a", Image: "gone.example.com/x:1"}, Status: "running"},
@@ -195,10 +93,70 @@ func TestListReadsRecords(t *testing.T) {
 	}
 }
 
+// TestListReadsLabels: what nerdctl, its compose and the restart monitor leave on a
+// container, of this and of earlier versions.
+func TestListReadsLabels(t *testing.T) {
+	r := newRig(t, daemon.BuildApp(t))
+	state := t.TempDir()
+	const mappings = `{"portMappings":[
+		{"HostPort":8080,"ContainerPort":80,"Protocol":"tcp","HostIP":"0.0.0.0"},
+		{"HostPort":8080,"ContainerPort":80,"Protocol":"tcp","HostIP":"::"},
+		{"HostPort":53,"ContainerPort":53,"Protocol":"udp","HostIP":"10.0.0.1"},
+		{"HostPort":443,"ContainerPort":443,"Protocol":"tcp","HostIP":"fd00::1"},
+		{"HostPort":0,"ContainerPort":1,"Protocol":"tcp","HostIP":""},
+		{"HostPort":1,"ContainerPort":1,"Protocol":"\u001b","HostIP":""}]}`
+	if err := os.WriteFile(filepath.Join(state, "network-config.json"), []byte(mappings), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	pipe := t.TempDir()
+	if err := unix.Mkfifo(filepath.Join(pipe, "network-config.json"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const check = `{"Test":["CMD-SHELL","true"],"Interval":30000000000}`
+	for id, labels := range map[string]map[string]string{
+		"a": {
+			"nerdctl/name": "shop-db-1", "com.docker.compose.project": "shop", "com.docker.compose.service": "db",
+			"nerdctl/state-dir": state, "nerdctl/ports": `[{"HostPort":1,"Protocol":"tcp"}]`,
+			"containerd.io/restart.count": "7",
+			"nerdctl/healthcheck":         check, "nerdctl/healthstate": `{"Status":"unhealthy","FailingStreak":3,"InStartPeriod":false}`,
+			"osctl.gate": "wanted", "osctl.gate.tcp": ":80",
+		},
+		"b": {"nerdctl/state-dir": pipe, "nerdctl/ports": `[{"HostPort":1,"Protocol":"tcp"}]`, "containerd.io/restart.count": "-1", "nerdctl/healthcheck": check},
+		"c": {"nerdctl/state-dir": "relative", "nerdctl/ports": "{", "containerd.io/restart.count": "x", "nerdctl/healthcheck": check, "nerdctl/healthstate": `{"Status":"\u001b"}`},
+		"d": {"nerdctl/healthcheck": `{"Test":["NONE"]}`, "nerdctl/healthstate": `{"Status":"unhealthy"}`, "osctl.gate": "no"},
+	} {
+		r.run("one", id, "", labels)
+	}
+	got, err := workload.New(r.daemon.Address, "own").List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list []health.Workload
+	for _, c := range got {
+		list = append(list, c.Workload)
+	}
+	want := []health.Workload{
+		{
+			Namespace: "one", ID: "a", Name: "shop-db-1", Project: "shop", Service: "db", Restarts: 7, Health: "unhealthy",
+			Ports:    []string{"tcp/8080", "tcp/[fd00::1]:443", "udp/10.0.0.1:53"},
+			Declared: health.Declaration{Level: health.Wanted, TCP: ":80"},
+		},
+		{Namespace: "one", ID: "b", Ports: []string{"tcp/1"}, Health: "starting"},
+		{Namespace: "one", ID: "c", Health: "starting"},
+		{Namespace: "one", ID: "d", Declared: health.Declaration{Bad: "osctl.gate=no: allowed are required, wanted, ignore"}},
+	}
+	if diff := cmp.Diff(want, list); diff != "" {
+		t.Errorf("list (-want +got):\n%s", diff)
+	}
+	if got := list[0].String(); got != "one/shop/db" {
+		t.Errorf("it is called %s", got)
+	}
+}
+
 // TestGateWaitsForRestart is the whole gate on a real containerd: the recorded
 // container is gone at first, and its restart monitor brings it back.
 func TestGateWaitsForRestart(t *testing.T) {
-	r := newRig(t, buildRootfs(t))
+	r := newRig(t, daemon.BuildApp(t))
 	r.image("one", "web", "first")
 	r.run("one", "kept", "web", map[string]string{
 		"nerdctl/name": "web", "containerd.io/restart.status": "running", "containerd.io/restart.policy": "always",
@@ -235,7 +193,7 @@ func TestGateWaitsForRestart(t *testing.T) {
 // A container that nobody restarts keeps the gate red, and the reason says why
 // it does not run.
 func TestGateNamesWhatDoesNotComeBack(t *testing.T) {
-	r := newRig(t, buildRootfs(t))
+	r := newRig(t, daemon.BuildApp(t))
 	r.run("one", "lost", "", map[string]string{"nerdctl/name": "web"})
 	options := health.Options{
 		Systemd:    &gate.Systemd{},

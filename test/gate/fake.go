@@ -229,8 +229,8 @@ func (c *Containers) List(ctx context.Context) ([]health.Container, error) {
 	return slices.Clone(c.list), nil
 }
 
-// OnProbe says what containers answer that are asked; nil, as at first, is that all
-// is well.
+// OnProbe says what containers answer that run and are asked; nil, as at first, is that
+// all is well.
 func (c *Containers) OnProbe(f func(ctx context.Context, c health.Container) (string, bool)) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -240,8 +240,17 @@ func (c *Containers) OnProbe(f func(ctx context.Context, c health.Container) (st
 // Probe answers what OnProbe says.
 func (c *Containers) Probe(ctx context.Context, of health.Container) (seen string, ok bool) {
 	c.mu.Lock()
-	f := c.probe
+	f, err := c.probe, c.err
+	ended := slices.ContainsFunc(c.list, func(is health.Container) bool {
+		return is.Namespace == of.Namespace && is.ID == of.ID && is.Status != health.Running
+	})
 	c.mu.Unlock()
+	switch {
+	case err != nil:
+		return err.Error(), false
+	case ended:
+		return "it has just ended", false
+	}
 	if f == nil {
 		return "answers", true
 	}

@@ -113,10 +113,13 @@ type ContainersRig struct {
 		Ping(ctx context.Context) error
 		List(ctx context.Context) ([]health.Container, error)
 		Changes(ctx context.Context) <-chan struct{}
+		Probe(ctx context.Context, c health.Container) (seen string, ok bool)
 	}
-	Run  func(namespace, id, name string) // makes a container and starts it
-	Kill func(namespace, id string)       // ends its process
-	Stop func()                           // ends the daemon
+	Run               func(namespace, id, name string)                 // makes a container and starts it
+	Declare           func(namespace, id string, d health.Declaration) // gives it labels
+	Kill              func(namespace, id string)                       // ends its process
+	Stop              func()                                           // ends the daemon
+	Good, Bad, Silent health.Declaration                               // what a container that runs answers well, badly and never
 }
 
 // ContainersSuite tests what the gate relies on. start is called once a test.
@@ -156,6 +159,22 @@ func ContainersSuite(t *testing.T, start func(t *testing.T) ContainersRig) {
 		rig.Kill("one", "c1")
 		until(t, rig, bell, "one/c1/web stopped", "two/c1/ running")
 	})
+	t.Run("a declaration is seen and announced", func(t *testing.T) {
+		rig := start(t)
+		rig.Run("one", "c1", "")
+		bell := listen(t, rig.Containers)
+		want := rig.Good
+		want.Level, want.Timeout = health.Wanted, 90*time.Second
+		rig.Declare("one", "c1", want)
+		waitFor(t, bell, "the declaration", func() (bool, any) {
+			list, err := rig.Containers.List(t.Context())
+			if err != nil || len(list) != 1 {
+				t.Fatalf("list = %v, %v; want one container", list, err)
+			}
+			return list[0].Declared == want, list[0].Declared
+		})
+	})
+	t.Run("containers are asked", func(t *testing.T) { probes(t, start(t)) })
 	t.Run("a daemon that ends", func(t *testing.T) {
 		rig := start(t)
 		bell := rig.Containers.Changes(t.Context())
@@ -184,6 +203,47 @@ func ContainersSuite(t *testing.T, start func(t *testing.T) ContainersRig) {
 		}
 		closes(t, bell)
 	})
+}
+
+// probes tests how a container answers.
+func probes(t *testing.T, rig ContainersRig) {
+	rig.Run("one", "c1", "")
+	list, err := rig.Containers.List(t.Context())
+	if err != nil || len(list) != 1 {
+		t.Fatalf("list = %v, %v; want one container", list, err)
+	}
+	ask := func(ctx context.Context, d health.Declaration) (seen string, ok bool) {
+		c := list[0]
+		c.Declared = d
+		if seen, ok = rig.Containers.Probe(ctx, c); seen == "" {
+			t.Errorf("asked by %+v, it says nothing", d)
+		}
+		return seen, ok
+	}
+	if seen, ok := ask(t.Context(), rig.Good); !ok {
+		t.Errorf("a good answer is bad: %s", seen)
+	}
+	if seen, ok := ask(t.Context(), rig.Bad); ok {
+		t.Errorf("a bad answer is good: %s", seen)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	returned := make(chan struct{}, 1)
+	go func() {
+		if seen, ok := ask(ctx, rig.Silent); ok {
+			t.Errorf("no answer is good: %s", seen)
+		}
+		returned <- struct{}{}
+	}()
+	next(t, returned, "a probe to return after its context is done")
+	rig.Kill("one", "c1")
+	if seen, ok := ask(t.Context(), rig.Good); ok {
+		t.Errorf("a container that has ended answers: %s", seen)
+	}
+	rig.Stop()
+	if seen, ok := ask(t.Context(), rig.Good); ok {
+		t.Errorf("without a daemon there is an answer: %s", seen)
+	}
 }
 
 // NetworkRig is a network to put through NetworkSuite.
