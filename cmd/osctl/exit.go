@@ -228,7 +228,7 @@ func report(w io.Writer, err error) int {
 	}
 	code, hint := classify(err)
 	// Joined errors come on lines of their own.
-	fmt.Fprintf(w, "osctl: %s\n", strings.ReplaceAll(err.Error(), "\n", "\n       "))
+	fmt.Fprintf(w, "osctl: %s\n", strings.ReplaceAll(printable(err.Error()), "\n", "\n       "))
 	if hint != "" {
 		fmt.Fprintf(w, "       %s\n", hint)
 	}

@@ -231,3 +231,17 @@ func exportedErrors(t *testing.T) []string {
 	}
 	return names
 }
+
+// Nothing that somebody else says reaches a terminal as a command to it.
+func TestReportIsPlain(t *testing.T) {
+	var b strings.Builder
+	report(&b, errors.New("opening \x1b]0;title\a\x1b[2Jname\r\u202e: \u009bgone\nand more"))
+	if got, want := b.String(), "osctl: opening ]0;title[2Jname: gone\n       and more\n"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	b.Reset()
+	err := printInspection(&b, inspection{Config: osimage.Config{Kernel: "/boot/\x1b[2J"}, Beside: []inspectedProof{{Kind: trust.Provenance, Builder: "x\n\x1b[1mlie"}}})
+	if got := b.String(); err != nil || strings.ContainsAny(got, "\x1b\r") || !strings.Contains(got, "built by x [1mlie (not verified)\n") {
+		t.Errorf("%q, %v", got, err)
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -140,7 +141,7 @@ func printInspection(w io.Writer, i inspection) error {
 	if from == "" {
 		from = "any version"
 	}
-	_, err := fmt.Fprintf(w, `%s
+	text := fmt.Sprintf(`%s
   digest        %s
   product       %s
   version       %s (epoch %d)
@@ -156,9 +157,10 @@ func printInspection(w io.Writer, i inspection) error {
 `, i.Name, i.Digest, c.Product, c.Version, c.Epoch, c.Architecture, from, when(c.Created), c.Rootfs.Filesystem, size(c.Rootfs.Size),
 		c.Rootfs.Segments(), i.Packs, size(i.Compressed), c.Kernel, c.Initrd, len(c.Packages), i.Signatures)
 	for _, p := range i.Beside {
-		if text := p.text(); text != "" && err == nil {
-			_, err = fmt.Fprintf(w, "  %-13s %s (not verified)\n", p.Kind, text)
+		if said := p.text(); said != "" {
+			text += fmt.Sprintf("  %-13s %s (not verified)\n", p.Kind, strings.ReplaceAll(said, "\n", " "))
 		}
 	}
+	_, err := io.WriteString(w, printable(text))
 	return err
 }

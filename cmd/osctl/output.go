@@ -3,7 +3,9 @@ package main
 import (
 	"encoding/json"
 	"io"
+	"strings"
 	"time"
+	"unicode"
 )
 
 // apiVersion is the version of everything that --json prints.
@@ -21,4 +23,15 @@ func when(t time.Time) string {
 		return "never"
 	}
 	return t.UTC().Format("2006-01-02 15:04:05 UTC")
+}
+
+// printable is a text without what could play tricks on a terminal: what a registry or a
+// stick has to say is shown before anybody has vouched for it.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if (unicode.IsControl(r) || unicode.Is(unicode.Cf, r)) && r != '\n' {
+			return -1
+		}
+		return r
+	}, text)
 }

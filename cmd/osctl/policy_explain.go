@@ -205,7 +205,7 @@ func printExplanation(w io.Writer, e policyExplanation) error {
 		}
 		fmt.Fprintf(t, "  identity\t%s (%s from %s): %s\n", i.Name, i.Subject, i.Issuer, state)
 	}
-	fmt.Fprintf(t, "  found\t%s\n", e.Found)
+	fmt.Fprintf(t, "  found\t%s\n", printable(e.Found))
 	if err := t.Flush(); err != nil {
 		return err
 	}

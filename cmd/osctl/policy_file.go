@@ -76,7 +76,9 @@ func (f policyFile) channel(reference, product string, passed ...time.Time) (*ch
 	if tag == "" {
 		return nil, nil
 	}
-	repository := repositoryOf(reference)
+	// The machine remembers statements by this name, and a host has many spellings.
+	host, path, _ := strings.Cut(repositoryOf(reference), "/")
+	repository := strings.ToLower(host) + "/" + path
 	for i, c := range f.Channels {
 		if !trust.MatchRepository(c.Repository, repository) {
 			continue

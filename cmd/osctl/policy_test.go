@@ -101,3 +101,34 @@ func TestThePresent(t *testing.T) {
 		t.Errorf("a folder is taken for the repository %q", c.Repository)
 	}
 }
+
+// A channel is remembered by one name, however its host is written.
+func TestChannelsHaveOneName(t *testing.T) {
+	_, public, err := publish.GenerateKeyPair(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	name := filepath.Join(dir, "policy.yaml")
+	text := "apiVersion: osctl.kapernikov.com/v1\nkind: Policy\nkeys: [{name: release, file: release.pub}]\n" +
+		"channels: [{repository: registry.example.com/os, keys: [release]}]\n"
+	if err := errors.Join(os.WriteFile(filepath.Join(dir, "release.pub"), public, 0o600), os.WriteFile(name, []byte(text), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	p, err := loadPolicy(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, reference := range []string{"registry.example.com/os:stable", "Registry.EXAMPLE.com/os:stable"} {
+		guard, err := p.channel(reference, "gateway")
+		if err != nil || guard == nil || guard.Key() != "registry.example.com/os:stable" {
+			t.Errorf("%s: %+v, %v", reference, guard, err)
+		}
+	}
+	// Others have none; that their tags are not followed further is for the rules to say.
+	for _, reference := range []string{"registry.example.com.evil/os:stable", "registry.example.com/os/x:stable", "registry.example.com:443/os:stable"} {
+		if guard, err := p.channel(reference, "gateway"); err != nil || guard != nil {
+			t.Errorf("%s: %+v, %v", reference, guard, err)
+		}
+	}
+}

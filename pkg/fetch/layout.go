@@ -16,6 +16,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/kapernikov/osctl/pkg/osimage"
 	"github.com/kapernikov/osctl/pkg/progress"
@@ -27,7 +28,20 @@ type Layout struct {
 	name  string
 	files files
 	index ocispec.Index
+	// subjects are what the manifests of the index refer to, as far as they were read:
+	// an index may name one many times.
+	subjects map[digest.Digest]digest.Digest
 }
+
+// Limits on what a carried layout makes this machine read and remember before anything
+// of it is verified.
+const (
+	// maxEntries is the number of manifests in the index.
+	maxEntries = 1000
+	// maxMembers is the number of blobs in an archive. A manifest of 4 MiB names less
+	// than half as many.
+	maxMembers = 1 << 16
+)
 
 // files opens the members of a layout by their slash-separated names.
 type files interface {
@@ -41,7 +55,7 @@ func OpenLayout(name string) (*Layout, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening layout: %w", err)
 	}
-	l := &Layout{name: name, files: folder(name)}
+	l := &Layout{name: name, files: folder(name), subjects: map[digest.Digest]digest.Digest{}}
 	if !info.IsDir() {
 		if l.files, err = openArchive(name); err != nil {
 			return nil, fmt.Errorf("opening layout %s: %w", name, err)
@@ -65,6 +79,9 @@ func (l *Layout) readIndex() error {
 	if err := json.Unmarshal(raw, &l.index); err != nil {
 		return fmt.Errorf("%w: index.json: %w", ErrLayout, err)
 	}
+	if n := len(l.index.Manifests); n > maxEntries {
+		return fmt.Errorf("%w: index.json: %d manifests, the limit is %d", ErrLayout, n, maxEntries)
+	}
 	return nil
 }
 
@@ -76,7 +93,9 @@ func (l *Layout) Close() error { return l.files.Close() }
 func (l *Layout) Resolve(ctx context.Context, want string) (Ref, error) {
 	var found []ocispec.Descriptor
 	for _, d := range l.index.Manifests {
-		if !beside(d) && (want == "" || d.Digest.String() == want) && l.subject(ctx, d) == "" {
+		// Under two names it is there twice, and still one image.
+		same := func(f ocispec.Descriptor) bool { return f.Digest == d.Digest && f.Size == d.Size }
+		if !beside(d) && (want == "" || d.Digest.String() == want) && l.subject(ctx, d) == "" && !slices.ContainsFunc(found, same) {
 			found = append(found, d)
 		}
 	}
@@ -129,11 +148,15 @@ func (l *Layout) referrers(ctx context.Context, image digest.Digest) ([]ocispec.
 
 // subject is what a manifest of the layout's index refers to; empty for an image.
 func (l *Layout) subject(ctx context.Context, d ocispec.Descriptor) digest.Digest {
+	if known, ok := l.subjects[d.Digest]; ok {
+		return known
+	}
 	raw, err := readSmall(ctx, l, d, osimage.MaxManifest)
 	if err != nil {
 		return "" // who needs the manifest finds out why
 	}
-	return osimage.ParseReferrer(raw).Subject
+	l.subjects[d.Digest] = osimage.ParseReferrer(raw).Subject
+	return l.subjects[d.Digest]
 }
 
 // blobs reads in place; nothing is copied and nothing needs releasing.
@@ -184,7 +207,17 @@ func (l *Layout) open(_ context.Context, desc ocispec.Descriptor) (io.ReadCloser
 type folder string
 
 func (f folder) member(name string) (io.ReadCloser, error) {
-	return os.Open(filepath.Join(string(f), filepath.FromSlash(name)))
+	return openRegular(filepath.Join(string(f), filepath.FromSlash(name)))
+}
+
+// openRegular opens a file that is one: to open a pipe may take for ever, and to open a
+// device may do something. Links are followed, as some tools make layouts of them.
+func openRegular(name string) (*os.File, error) {
+	if info, err := os.Stat(name); err == nil && !info.Mode().IsRegular() {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: errors.New("it is no regular file")}
+	}
+	// What was put in its place since then is not waited for either.
+	return os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
 }
 
 func (folder) Close() error { return nil }
@@ -217,15 +250,29 @@ func (a *archive) scan() error {
 		if err != nil {
 			return fmt.Errorf("%w: an OCI archive is an uncompressed tar: %w", ErrLayout, err)
 		}
-		if h.Typeflag != tar.TypeReg {
+		name := path.Clean(h.Name)
+		if h.Typeflag != tar.TypeReg || !isMember(name) {
 			continue
+		}
+		// Of two, another tool may take the other one.
+		if _, twice := a.members[name]; twice {
+			return fmt.Errorf("%w: %s is there twice", ErrLayout, name)
+		}
+		if len(a.members) == maxMembers {
+			return fmt.Errorf("%w: more than %d blobs", ErrLayout, maxMembers)
 		}
 		off, err := a.file.Seek(0, io.SeekCurrent)
 		if err != nil {
 			return err
 		}
-		a.members[path.Clean(h.Name)] = [2]int64{off, h.Size}
+		a.members[name] = [2]int64{off, h.Size}
 	}
+}
+
+// isMember reports whether a file belongs to a layout and is ever asked for.
+func isMember(name string) bool {
+	blob, ok := strings.CutPrefix(name, ocispec.ImageBlobsDir+"/sha256/")
+	return name == ocispec.ImageIndexFile || ok && digest.NewDigestFromEncoded(digest.SHA256, blob).Validate() == nil
 }
 
 func (a *archive) member(name string) (io.ReadCloser, error) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"regexp"
 	"strings"
 	"time"
 
@@ -103,15 +104,24 @@ func backoff(ctx context.Context, attempt int) error {
 }
 
 // CheckReference fails with ErrReference for what is no reference with a tag or a
-// digest. It asks nobody.
+// digest. It asks nobody. What it accepts is what is fetched, letter by letter: there
+// is no second way to write a repository, by which one rule of a policy would be asked
+// about what another one is for.
 func CheckReference(name string) error {
 	_, err := parseReference(name)
 	return err
 }
 
+// written is a reference as the distribution specification has its parts: a host
+// (a name, an IPv4 or IPv6 address) with or without a port, a path, a tag, a digest.
+var written = regexp.MustCompile(`^([a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?(\.[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?)*|\[[0-9a-fA-F:]+\])(:[0-9]+)?` +
+	`(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)+(:[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127})?(@sha256:[0-9a-f]{64})?$`)
+
 func parseReference(name string) (reference.Spec, error) {
 	spec, err := reference.Parse(name)
-	if err != nil || spec.Object == "" {
+	// The library also takes names with users, queries, escapes and "..", and asks for
+	// what is left of them.
+	if err != nil || spec.Object == "" || !written.MatchString(name) || spec.String() != name {
 		return spec, fmt.Errorf("%w: %q: expected registry/repository:tag or registry/repository@sha256:…", ErrReference, name)
 	}
 	return spec, nil

@@ -101,7 +101,7 @@ func StatementConfig(manifest []byte) (ocispec.Descriptor, error) {
 	if len(manifest) > MaxStatement {
 		return m.Config, fmt.Errorf("%w: the manifest of a statement has %d bytes, the limit is %d", ErrInvalid, len(manifest), MaxStatement)
 	}
-	if err := json.Unmarshal(manifest, &m); err != nil {
+	if err := Unmarshal(manifest, &m); err != nil {
 		return m.Config, fmt.Errorf("%w: manifest of a statement: %w", ErrInvalid, err)
 	}
 	if m.ArtifactType != ArtifactTypeChannel || m.Config.MediaType != MediaTypeChannel {
@@ -119,7 +119,7 @@ func ParseStatement(raw []byte) (Statement, error) {
 	if len(raw) > MaxStatement {
 		return s, fmt.Errorf("%w: a statement of %d bytes, the limit is %d", ErrInvalid, len(raw), MaxStatement)
 	}
-	if err := json.Unmarshal(raw, &s); err != nil {
+	if err := Unmarshal(raw, &s); err != nil {
 		return Statement{}, fmt.Errorf("%w: statement of a channel: %w", ErrInvalid, err)
 	}
 	if err := s.Validate(); err != nil {

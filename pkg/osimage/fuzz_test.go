@@ -113,6 +113,8 @@ func FuzzCompareVersions(f *testing.F) {
 	f.Add("1.0.0-2", "1.0.0-10", "1.0.0-a")
 	f.Add("9223372036854775807", "9223372036854775808", "0")
 	f.Add("v1", "1", "1+build")
+	f.Add("1", "1.0.0.0-10", "1.0-0-a")
+	f.Add("1.0-01", "1.0-1", "1.0-00.a")
 	f.Fuzz(func(t *testing.T, a, b, c string) {
 		ab, err := CompareVersions(a, b)
 		ba, err2 := CompareVersions(b, a)

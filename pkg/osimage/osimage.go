@@ -149,7 +149,7 @@ func Parse(manifest ocispec.Descriptor, manifestBytes, configBytes []byte) (Imag
 		manifest: manifest, raw: manifestBytes, rawConfig: configBytes,
 		configBlob: m.Config, annotations: m.Annotations,
 	}
-	if err := json.Unmarshal(configBytes, &img.config); err != nil {
+	if err := Unmarshal(configBytes, &img.config); err != nil {
 		return Image{}, fmt.Errorf("%w: config: %w", ErrInvalid, err)
 	}
 	for _, layer := range m.Layers {
@@ -177,7 +177,7 @@ func ParseManifest(desc ocispec.Descriptor, raw []byte) (ocispec.Manifest, error
 	if got := digest.FromBytes(raw); got != desc.Digest {
 		return m, fmt.Errorf("%w: the manifest has digest %s, asked for was %s", ErrInvalid, got, desc.Digest)
 	}
-	if err := json.Unmarshal(raw, &m); err != nil {
+	if err := Unmarshal(raw, &m); err != nil {
 		return m, fmt.Errorf("%w: manifest: %w", ErrInvalid, err)
 	}
 	if m.ArtifactType != ArtifactType || m.MediaType != ocispec.MediaTypeImageManifest {

@@ -1,10 +1,12 @@
 package osimage
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/hashicorp/go-version"
@@ -133,8 +135,9 @@ func CheckVersion(s string) error {
 	return nil
 }
 
-// CompareVersions orders two versions: -1, 0 or 1. Missing numbers count as
-// zero (1.2 equals 1.2.0), a pre-release comes before its release. It is an
+// CompareVersions orders two versions: -1, 0 or 1. Missing numbers count as zero (1.2
+// equals 1.2.0), a pre-release comes before its release, pre-releases are ordered as in
+// semantic versioning (2.0.0, section 11), and what follows a + does not count. It is an
 // error when one of them is no version.
 func CompareVersions(a, b string) (int, error) {
 	if err := errors.Join(CheckVersion(a), CheckVersion(b)); err != nil {
@@ -148,5 +151,46 @@ func CompareVersions(a, b string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	return x.Compare(y), nil
+	// The library's own comparison is no order where the numbers have different
+	// lengths or a number in a pre-release has zeros before it.
+	m, n := x.Segments64(), y.Segments64()
+	for i := range max(len(m), len(n)) {
+		if c := cmp.Compare(at(m, i), at(n, i)); c != 0 {
+			return c, nil
+		}
+	}
+	return comparePre(x.Prerelease(), y.Prerelease()), nil
+}
+
+func at(numbers []int64, i int) int64 {
+	if i < len(numbers) {
+		return numbers[i]
+	}
+	return 0
+}
+
+// comparePre orders the pre-releases of two versions with the same numbers; empty
+// stands for the release.
+func comparePre(a, b string) int {
+	if a == "" || b == "" {
+		return cmp.Compare(len(b), len(a))
+	}
+	return slices.CompareFunc(strings.Split(a, "."), strings.Split(b, "."), comparePart)
+}
+
+// comparePart orders two parts of pre-releases: numbers by their value, however long
+// they are, and before all else, which is ordered by its letters.
+func comparePart(a, b string) int {
+	const digits = "0123456789"
+	m, n := strings.Trim(a, digits) == "", strings.Trim(b, digits) == ""
+	switch {
+	case m && n:
+		a, b = strings.TrimLeft(a, "0"), strings.TrimLeft(b, "0")
+		return cmp.Or(cmp.Compare(len(a), len(b)), cmp.Compare(a, b))
+	case m:
+		return -1
+	case n:
+		return 1
+	}
+	return cmp.Compare(a, b)
 }

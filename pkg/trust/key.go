@@ -11,7 +11,6 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
-	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -216,7 +215,7 @@ func verifyClaim(sig oci.Signature, hash v1.Hash, annotations map[string]any) er
 		return &claimError{err: err}
 	}
 	var claim payload.SimpleContainerImage
-	if err := json.Unmarshal(raw, &claim); err != nil {
+	if err := osimage.Unmarshal(raw, &claim); err != nil {
 		return &claimError{err: fmt.Errorf("reading the payload: %w", err)}
 	}
 	if claim.Critical.Type != payload.CosignSignatureType {

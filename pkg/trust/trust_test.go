@@ -111,6 +111,11 @@ func payloadFor(d digest.Digest) []byte {
 		d.String() + `"},"type":"cosign container image signature"},"optional":null}`)
 }
 
+// twice names one digest more in a payload.
+func twice(payload []byte, d digest.Digest) []byte {
+	return []byte(strings.Replace(string(payload), `"},"type"`, `","docker-manifest-digest":"`+d.String()+`"},"type"`, 1))
+}
+
 func (p pair) sign(t testing.TB, payload []byte) osimage.Signature {
 	t.Helper()
 	raw, err := p.SignMessage(bytes.NewReader(payload))
@@ -206,6 +211,8 @@ func TestVerifyRefuses(t *testing.T) {
 		{"a digest in other letters", []osimage.Signature{ours.sign(t, payloadFor(digest.Digest(strings.ToUpper(img.Digest().String()))))}, trust.OtherImage, "SHA256"},
 		{"a payload that is no JSON", []osimage.Signature{ours.sign(t, []byte("not JSON"))}, trust.Malformed, "invalid character"},
 		{"a payload with a tail", []osimage.Signature{ours.sign(t, append(slices.Clone(good.Payload), "{}"...))}, trust.Malformed, "after top-level value"},
+		{"a payload of two digests, ours last", []osimage.Signature{ours.sign(t, twice(payloadFor(other.Digest()), img.Digest()))}, trust.Malformed, "twice"},
+		{"a payload of a digest in capitals", []osimage.Signature{ours.sign(t, []byte(strings.Replace(string(good.Payload), "docker-manifest", "Docker-Manifest", 1)))}, trust.Malformed, "is written"},
 		{"a payload of another type", []osimage.Signature{ours.sign(t, attestation)}, trust.Malformed, "something else"},
 		{"no base64", []osimage.Signature{noBase64}, trust.Malformed, "no base64"},
 		{"an empty signature", []osimage.Signature{{Payload: good.Payload}}, trust.Malformed, "no base64"},
