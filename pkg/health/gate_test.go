@@ -461,6 +461,19 @@ func TestRecord(t *testing.T) {
 			t.Errorf("baseline (-want +got):\n%s", diff)
 		}
 
+		// A published port is the container's, whoever holds it open.
+		n := &gate.Network{}
+		n.Set(health.Network{Listening: []string{"tcp/22 ssh.service", "tcp/8080 containerd.service"}})
+		m.options.Network = n
+		published := web
+		published.Ports = []string{"tcp/8080"}
+		m.containers.Set(running(published))
+		got, err = health.Record(t.Context(), m.options)
+		if diff := cmp.Diff([]string{"tcp/22 ssh.service"}, got.Listening); diff != "" || err != nil {
+			t.Errorf("listening (-want +got):\n%s%v", diff, err)
+		}
+		m.options.Network = nil
+
 		// What cannot be asked is an error of its own, beside what could be read.
 		m.containers.Fail(errGone)
 		want.Workloads = []health.Workload{}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -37,7 +39,7 @@ func Record(ctx context.Context, o Options) (Baseline, error) {
 	seen := g.look(ctx)
 	b := Baseline{
 		Workloads: []Workload{}, FailedUnits: []string{}, RecordedAt: g.started.Round(0).UTC(),
-		Routes: seen.network.Routes, Listening: seen.network.Listening,
+		Routes: seen.network.Routes, Listening: unpublished(seen.network.Listening, seen.containers),
 	}
 	var errs []error
 	if seen.unitsErr != nil {
@@ -57,6 +59,17 @@ func Record(ctx context.Context, o Options) (Baseline, error) {
 		}
 	}
 	return b, errors.Join(errs...)
+}
+
+// unpublished are the sockets of the machine itself. nerdctl holds each published port of
+// a container open, and does so as a process of containerd.service's when containerd has
+// started the container: that is the container's business, whose own check says what it
+// means when it does not come back.
+func unpublished(listening []string, containers []Container) []string {
+	return slices.DeleteFunc(slices.Clone(listening), func(line string) bool {
+		port, _, _ := strings.Cut(line, " ")
+		return slices.ContainsFunc(containers, func(c Container) bool { return slices.Contains(c.Ports, port) })
+	})
 }
 
 // life is what is remembered of a container that runs.

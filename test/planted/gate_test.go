@@ -14,6 +14,7 @@ func gateFaults() []fault {
 		{"gate: a cable that was pulled counts", "health/judge.go", "c.Seen, c.Required = \"gone; \"+device+\" has no carrier\", false", "c.Seen = \"gone; \"+device+\" has no carrier\"", "health TestNetwork", true},
 		{"gate: listening sockets off", "health/judge.go", "c.Seen = \"nobody listens\"", "c.Seen, c.OK = \"nobody listens\", true", "health TestNetwork", true},
 		{"gate: the network is not read after the soak", "health/look.go", " || g.held != nil && now-*g.held >= g.o.Steady", "", "health TestNetworkDuringTheSoak", true},
+		{"gate: published ports are the machine's", "health/look.go", "slices.Contains(c.Ports, port)", "port == \"\"", "health TestRecord", true},
 		{"gate: soak off", "health/gate.go", "now-*g.held >= g.o.Steady && ctx", "now-*g.held >= 0 && ctx", "health TestCrashLoop TestHeldTooShort", false},
 		{"gate: soak does not start anew", "health/gate.go", "\t\t\tg.held = nil\n", "\t\t\t_ = all\n", "health TestCrashLoop TestFlapping", true},
 		{"gate: probes are not asked after the soak", "health/gate.go", " && g.confirmed(*g.held+g.o.Steady)", "", "health TestProbes", true},
