@@ -40,6 +40,7 @@ var table = map[string]entry{
 	"artifact":   {1, []string{"device", "osimage", "progress"}},
 	"publish":    {1, []string{"osimage", "progress"}},
 	"workload":   {1, []string{"health"}},
+	"lease":      {1, []string{"device", "health"}},
 	"etc":        {1, []string{"disk", "device", "atomicfile"}},
 	"boot":       {2, []string{"grubenv", "slot", "device"}},
 	"admit":      {2, []string{"osimage", "trust"}},
@@ -55,7 +56,7 @@ var table = map[string]entry{
 
 // owners holds the libraries that only the named packages may import.
 var owners = map[string][]string{
-	"github.com/containerd/containerd/v2":    {"fetch", "workload", "rehearsal"},
+	"github.com/containerd/containerd/v2":    {"fetch", "lease", "workload", "rehearsal"},
 	"github.com/sigstore/":                   {"trust", "publish"},
 	"github.com/godbus/":                     {"health"},
 	"github.com/diskfs/":                     {"disk", "install"},

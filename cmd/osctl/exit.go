@@ -25,6 +25,7 @@ import (
 	"github.com/kapernikov/osctl/pkg/fetch"
 	"github.com/kapernikov/osctl/pkg/health"
 	"github.com/kapernikov/osctl/pkg/install"
+	"github.com/kapernikov/osctl/pkg/lease"
 	"github.com/kapernikov/osctl/pkg/ledger"
 	"github.com/kapernikov/osctl/pkg/osimage"
 	"github.com/kapernikov/osctl/pkg/proof"
@@ -142,6 +143,7 @@ func registryRules() []rule {
 	return []rule{
 		{is(fetch.ErrDaemon), exitFailed, "look at: systemctl status containerd"},
 		{is(health.ErrContainers), exitFailed, "look at: systemctl status containerd"},
+		{is(lease.ErrHold), exitFailed, "look at: systemctl status containerd"},
 		{is(health.ErrSystemd), exitFailed, "look at: systemctl status"},
 		{is(fetch.ErrStore), exitStorage, "free space on the data partition: nerdctl system prune, df -h /data"},
 		{is(fetch.ErrDenied), exitRegistry, "log in: nerdctl login REGISTRY"},

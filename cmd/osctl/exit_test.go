@@ -29,6 +29,7 @@ import (
 	"github.com/kapernikov/osctl/pkg/grubenv"
 	"github.com/kapernikov/osctl/pkg/health"
 	"github.com/kapernikov/osctl/pkg/install"
+	"github.com/kapernikov/osctl/pkg/lease"
 	"github.com/kapernikov/osctl/pkg/ledger"
 	"github.com/kapernikov/osctl/pkg/osimage"
 	"github.com/kapernikov/osctl/pkg/proof"
@@ -87,6 +88,7 @@ func outcomes() map[string]outcome {
 		"install.BadImageError":      {&install.BadImageError{Err: fs.ErrNotExist}, 21, "whole system"},
 		"install.ImageTooLargeError": {&install.ImageTooLargeError{}, 21, "--slot-size"},
 		"install.NotBlankError":      {&install.NotBlankError{}, 50, "--force"},
+		"lease.ErrHold":              {lease.ErrHold, 1, "systemctl status containerd"},
 		"ledger.ErrCorrupt":          {storageError{ledger.ErrCorrupt}, 50, "sets it aside"},
 		"osimage.ErrInvalid":         {osimage.ErrInvalid, 40, "copy the image again"},
 		"osimage.ErrNoDocument":      {osimage.ErrNoDocument, 40, "check the name"},

@@ -221,7 +221,7 @@ func (m *machine) upgrade(reference string) (upgrade.Machine, error) {
 			Downgrade: admit.Downgrade{Permitted: policy.AllowDowngrade},
 		},
 		Lock: m.lock, OpenSlot: m.openLeft, Verifier: v, Boot: m.boot, Ledger: m.ledger, Committed: m.committedFloors(),
-		Records: proof.Open(m.config.StateDir), CloneEtc: m.cloneEtc, Ready: m.ready, Room: m.room, Log: m.log,
+		Records: proof.Open(m.config.StateDir), CloneEtc: m.cloneEtc, Ready: m.ready, Room: m.room, Images: m.images(), Log: m.log,
 		Record: func(ctx context.Context) (health.Baseline, error) {
 			return health.Record(ctx, m.gate(health.Baseline{}))
 		},

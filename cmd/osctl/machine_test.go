@@ -14,6 +14,7 @@ import (
 	"github.com/kapernikov/osctl/pkg/health"
 	"github.com/kapernikov/osctl/pkg/ledger"
 	"github.com/kapernikov/osctl/pkg/publish"
+	"github.com/kapernikov/osctl/test/nerdctl"
 	"github.com/kapernikov/osctl/test/sample"
 )
 
@@ -29,6 +30,7 @@ type plain struct {
 	dir                 string
 	containerd, systemd string // sockets
 	namespace           string // of osctl's content
+	apps                *nerdctl.Rig
 }
 
 func (p plain) path(name string) string { return filepath.Join(p.dir, name) }

@@ -21,7 +21,8 @@ func rollbackCmd(s streams) *cobra.Command {
 		Short: "Go back to the other proven slot at the next boot",
 		Long: `rollback ends a trial, takes back one that has not been booted yet, or puts the
 other slot on trial if it holds a system that was committed here. It needs
-neither network nor containerd.
+neither network nor containerd; if containerd answers, images that the workloads of
+that slot used have their names again.
 
 ` + exitTable(),
 		Args: exactArgs(0, 0),
@@ -40,8 +41,8 @@ func runRollback(ctx context.Context, o rollbackOptions, s streams) error {
 	if m.err != nil {
 		return m.err
 	}
-	back, err := upgrade.RollBack(upgrade.Reversal{
-		Booted: m.booted.Slot, Lock: m.lock, Boot: m.boot, Ledger: m.ledger, Tries: m.config.Tries, Log: m.log,
+	back, err := upgrade.RollBack(ctx, upgrade.Reversal{
+		Booted: m.booted.Slot, Lock: m.lock, Boot: m.boot, Ledger: m.ledger, Tries: m.config.Tries, Images: m.images(), Log: m.log,
 	})
 	if err != nil {
 		return err

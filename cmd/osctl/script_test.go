@@ -83,6 +83,7 @@ func runScripts(t *testing.T, dir string, machine plain) {
 			"config": setConfig, "fill": fill,
 			"keep": keep, "damage": damage, "committed": committedOnce,
 			"mixed": mixed, "foreign": foreign, "stalled": stalled, "finished": finished, "leftover": leftover,
+			"app": pullApp, "nerdctl": runNerdctl, "noregistry": noRegistry, "held": held,
 			"tmpfs": tmpfs, "loop": loop, "mounted": mounted,
 		},
 	})
@@ -96,7 +97,8 @@ type script struct {
 	front             *front
 	before            map[string][]byte // the machine's files, to be compared
 	images            map[string]sample.Image
-	finished          []string // packs that were complete at the last "finished"
+	digests           map[string]string // of applications, by reference
+	finished          []string          // packs that were complete at the last "finished"
 }
 
 type scriptKey struct{}
@@ -115,7 +117,7 @@ func (s *script) setup(e *testscript.Env) error {
 	if s.containerd == "" {
 		s.containerd, s.systemd = s.path("run/none.sock"), s.path("run/none.systemd")
 	}
-	s.images = map[string]sample.Image{}
+	s.images, s.digests = map[string]sample.Image{}, map[string]string{}
 	if err := s.create(s.release.public); err != nil {
 		return err
 	}

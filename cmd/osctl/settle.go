@@ -224,7 +224,7 @@ func runSettle(ctx context.Context, o gateOptions, s streams) error {
 	m.log = logger(s, slog.LevelInfo)
 	v, err := upgrade.Settle(ctx, upgrade.Settlement{
 		Booted: m.booted, Lock: m.lock, Boot: m.boot, Ledger: m.ledger, Gate: m.settleGate, Log: m.log,
-		System: m.lacks, Excuse: m.excuse(), Rescue: hasRescue,
+		System: m.lacks, Excuse: m.excuse(), Rescue: hasRescue, Hooks: m.hooks(),
 	})
 	if err != nil && v.Action != upgrade.WentBack {
 		return err

@@ -106,6 +106,19 @@ func (s *Store) release(ctx context.Context) error {
 	return s.drop(s.under(ctx, ""), "")
 }
 
+// Forget lets the packs of one image go, by the digest of its manifest: a slot holds it.
+func (s *Store) Forget(ctx context.Context, image string) error {
+	id, err := digest.Parse(image)
+	if err != nil || s.leases == nil {
+		return err
+	}
+	l := leases.Lease{ID: leasePrefix + id.Encoded()}
+	if err := s.leases.Delete(s.under(ctx, ""), l, leases.SynchronousDelete); err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("%w: deleting lease %s: %w", ErrStore, l.ID, err)
+	}
+	return nil
+}
+
 // drop deletes osctl's leases but the one that is named.
 func (s *Store) drop(ctx context.Context, keep string) error {
 	list, err := s.leases.List(ctx)

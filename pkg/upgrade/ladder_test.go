@@ -1,6 +1,7 @@
 package upgrade_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -90,10 +91,15 @@ func TestSettleTakesOver(t *testing.T) {
 	if b != (device.Boot{Slot: device.SlotA, Kind: boot.KindOther}) {
 		t.Fatalf("the seventh boot is %v", b)
 	}
+	back := device.Slot("")
+	a.hooks.Back = func(_ context.Context, s device.Slot) error { back = s; return nil }
 	v, err := a.settle(b.Slot, b.Kind)
 	want := committedB
 	want.Rootfs = device.SlotA
 	l := a.check(v, err, upgrade.Kept, want)
+	if back != device.SlotA {
+		t.Errorf("the images of slot %q are back", back)
+	}
 	if !strings.Contains(v.Reason, "slot B did not come up") || !strings.Contains(kinds(l), "adopted") {
 		t.Errorf("verdict %+v, history %s", v, kinds(l))
 	}

@@ -1,6 +1,7 @@
 package upgrade
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -23,13 +24,15 @@ type reverser interface {
 }
 
 // Reversal is everything that RollBack needs of the machine: neither network nor
-// containerd.
+// containerd, which is asked when all is done and need not answer.
 type Reversal struct {
 	Booted device.Slot
 	Lock   func() (release func() error, err error)
 	Boot   reverser
 	Ledger *ledger.Store
 	Tries  int
+	// Images holds what the workloads need; nil holds nothing.
+	Images Images
 	Log    *slog.Logger
 }
 
@@ -45,7 +48,7 @@ type Back struct {
 // with a trial armed but not booted it takes the trial back; otherwise the other
 // slot, which was committed once, goes on trial: should it no longer work, the
 // machine returns by itself.
-func RollBack(m Reversal) (b Back, err error) {
+func RollBack(ctx context.Context, m Reversal) (b Back, err error) {
 	release, err := m.Lock()
 	if err != nil {
 		return Back{}, err
@@ -82,6 +85,7 @@ func RollBack(m Reversal) (b Back, err error) {
 	m.record(func(l *ledger.Ledger) {
 		l.Add(ledger.Event{At: time.Now().UTC(), Kind: "rolled back", Slot: b.Slot, Reason: "by hand: " + b.How})
 	})
+	m.follow(ctx, b, state.Phase != boot.Trial)
 	return b, nil
 }
 

@@ -126,6 +126,7 @@ func (m Settlement) decide(ctx context.Context) (v Verdict, err error) {
 	switch {
 	case state.Phase == boot.FellBack && booted == state.Rootfs:
 		v, err := m.acknowledge(state)
+		m.Hooks.back(ctx, m.Log, booted)
 		if err != nil {
 			// The failure stays to be recorded, and the system came up all the same.
 			err = errors.Join(err, mild(m.Log, m.Boot.Settle()))
@@ -165,6 +166,7 @@ func (m Settlement) takeOver(ctx context.Context, state boot.State) (Verdict, er
 		return v, err
 	}
 	m.note("adopted", v.Reason)
+	m.Hooks.back(ctx, m.Log, booted)
 	return v, m.record(ctx, booted)
 }
 
@@ -225,7 +227,9 @@ func (m Settlement) judge(ctx context.Context) (Verdict, error) {
 		m.Log.Error("the gate is red", "slot", booted, "reason", v.Reason)
 		m.Hooks.red(ctx, m.Log, v.Reason)
 		v.Action = WentBack
-		return v, mild(m.Log, m.Boot.FallBack())
+		err := mild(m.Log, m.Boot.FallBack())
+		m.Hooks.back(ctx, m.Log, booted.Other())
+		return v, err
 	}
 	return m.keep(ctx, v)
 }

@@ -30,6 +30,7 @@ type after struct {
 	lacks, excuse string
 	rescue        bool
 	hooks         upgrade.Hooks
+	images        upgrade.Images
 }
 
 // newAfter makes a machine with 1.0 committed in A and 1.1 staged in B.
@@ -246,7 +247,7 @@ func TestSettleMendsTheLedger(t *testing.T) {
 }
 
 func (a *after) rollBack(booted device.Slot) (upgrade.Back, error) {
-	return upgrade.RollBack(upgrade.Reversal{Booted: booted, Lock: a.take, Boot: a.boot, Ledger: a.ledger, Tries: 3, Log: slog.New(slog.DiscardHandler)})
+	return upgrade.RollBack(ctx, upgrade.Reversal{Booted: booted, Lock: a.take, Boot: a.boot, Ledger: a.ledger, Tries: 3, Images: a.images, Log: slog.New(slog.DiscardHandler)})
 }
 
 func TestRollBack(t *testing.T) {

@@ -86,6 +86,8 @@ type Machine struct {
 	// refuses one that should not be started. The slot is not held open meanwhile, as it
 	// could not be mounted then. nil refuses none.
 	Rehearse func(ctx context.Context, slot device.Slot) error
+	// Images holds what a rollback needs of the workloads; nil holds nothing.
+	Images Images
 	// Record takes the baseline for the gate of the new system.
 	Record func(ctx context.Context) (health.Baseline, error)
 	Log    *slog.Logger
@@ -321,6 +323,9 @@ func (r *run) stage(ctx context.Context, f filling, missing *slot.Missing) error
 	if err != nil {
 		return fmt.Errorf("recording what runs now: %w", err)
 	}
+	if err := r.keepImages(ctx); err != nil {
+		return err
+	}
 	if err := r.Boot.Disarm(r.Booted); err != nil {
 		return err
 	}
@@ -331,6 +336,7 @@ func (r *run) stage(ctx context.Context, f filling, missing *slot.Missing) error
 	if err := errors.Join(err, r.Records.Drop(r.result.Slot)); err != nil {
 		return err
 	}
+	r.dropImages(ctx)
 	written, err := f.write(ctx, missing)
 	if err != nil {
 		return err

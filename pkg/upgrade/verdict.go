@@ -24,7 +24,10 @@ type Hooks struct {
 	Green func(ctx context.Context) error
 	// Red follows a gate that was not passed, with the reason recorded. The slot that
 	// failed is still the one on trial.
-	Red   func(ctx context.Context, reason string) error
+	Red func(ctx context.Context, reason string) error
+	// Back follows a fall back, with the boot state settled: on the slot that failed, and
+	// again on the slot that the machine came back to. It readies that slot's workloads.
+	Back  func(ctx context.Context, slot device.Slot) error
 	Limit time.Duration // of each; 0 is a minute
 }
 
@@ -35,6 +38,12 @@ func (h Hooks) green(ctx context.Context, log *slog.Logger) { h.call(ctx, log, "
 func (h Hooks) red(ctx context.Context, log *slog.Logger, reason string) {
 	if h.Red != nil {
 		h.call(ctx, log, "red", func(ctx context.Context) error { return h.Red(ctx, reason) })
+	}
+}
+
+func (h Hooks) back(ctx context.Context, log *slog.Logger, s device.Slot) {
+	if h.Back != nil {
+		h.call(ctx, log, "back", func(ctx context.Context) error { return h.Back(ctx, s) })
 	}
 }
 

@@ -5,6 +5,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -30,6 +32,7 @@ func TestPlantedFaults(t *testing.T) {
 	if len(list) < 12 {
 		t.Fatalf("only %d faults", len(list))
 	}
+	list = append(list, daemonFaults()...)
 	exhaustive := os.Getenv("OSCTL_EXHAUSTIVE") != ""
 	for _, f := range list {
 		t.Run(f.name, func(t *testing.T) {
@@ -55,7 +58,7 @@ func (f fault) turnsRed(t *testing.T) {
 	pkg, tests := words[0], words[1:]
 	binary := f.build(t, pkg)
 	cmd := exec.CommandContext(t.Context(), "/bin/sh", "-c", `ulimit -v "$1" && shift && exec "$@"`, "sh", most,
-		binary, "-test.run", pattern(tests), "-test.short", "-test.timeout", "8m")
+		binary, "-test.run", pattern(tests), "-test.short="+strconv.FormatBool(!f.daemons()), "-test.timeout", "8m")
 	cmd.Dir = filepath.Join(need.Top(), "pkg", pkg)
 	out, err := cmd.CombinedOutput()
 	switch {
@@ -70,6 +73,11 @@ func (f fault) turnsRed(t *testing.T) {
 			t.Errorf("%s did not notice: %v\n%s", name, err, tail(out))
 		}
 	}
+}
+
+// daemons reports whether the tests that must notice need real daemons.
+func (f fault) daemons() bool {
+	return slices.ContainsFunc(daemonFaults(), func(other fault) bool { return other == f })
 }
 
 // applies reads the file and holds that the fault fits.
