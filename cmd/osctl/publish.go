@@ -1,10 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -66,6 +68,8 @@ func runPush(ctx context.Context, o pushOptions, s streams) error {
 type signOptions struct {
 	registryFlags
 	target, key string
+	annotations []string
+	bundle      bool
 }
 
 func signCmd(s streams) *cobra.Command {
@@ -75,7 +79,8 @@ func signCmd(s streams) *cobra.Command {
 		Short: "Sign an OS image with a cosign key",
 		Long: `sign signs the digest of an OS image, in a registry or in a layout, with the
 private key of a cosign key pair, as cosign sign --key does. The password comes
-from COSIGN_PASSWORD or from a prompt.
+from COSIGN_PASSWORD or from a prompt. Annotations are claims that a policy may
+ask for; a bundle carries none.
 
 ` + exitTable(),
 		Args: exactArgs(1, 1, "key"),
@@ -86,15 +91,37 @@ from COSIGN_PASSWORD or from a prompt.
 	}
 	o.registryFlags.add(cmd.Flags())
 	cmd.Flags().StringVar(&o.key, "key", "", "private key `file` (cosign.key)")
+	cmd.Flags().StringArrayVarP(&o.annotations, "annotations", "a", nil, "a claim `name=value` within the signature; may be given again")
+	cmd.Flags().BoolVar(&o.bundle, "new-bundle-format", false, "make a sigstore bundle that refers to the image, not cosign's classic form")
 	return cmd
 }
 
+// claims reads the annotations.
+func (o signOptions) claims() (map[string]string, error) {
+	claims := map[string]string{}
+	for _, text := range o.annotations {
+		name, value, _ := strings.Cut(text, "=")
+		if _, twice := claims[name]; name == "" || value == "" || twice {
+			return nil, usageError{fmt.Errorf("--annotations %q: expected is name=value, each name once", text)}
+		}
+		claims[name] = value
+	}
+	if o.bundle && len(claims) > 0 {
+		return nil, usageError{errors.New("both --annotations and --new-bundle-format: a bundle carries no annotations")}
+	}
+	return claims, nil
+}
+
 func runSign(ctx context.Context, o signOptions, s streams) error {
+	claims, err := o.claims()
+	if err != nil {
+		return err
+	}
 	key, err := loadKey(o.key, s)
 	if err != nil {
 		return err
 	}
-	signed, err := publish.Sign(ctx, o.target, key, publish.Options{PlainHTTP: o.plainHTTP})
+	signed, err := publish.Sign(ctx, o.target, key, publish.Options{PlainHTTP: o.plainHTTP, Annotations: claims, Bundle: o.bundle})
 	if err != nil {
 		return err
 	}
@@ -102,7 +129,7 @@ func runSign(ctx context.Context, o signOptions, s streams) error {
 	if signed.Existing {
 		note = " (it was signed by this key before)"
 	}
-	_, err = fmt.Fprintf(s.out, "%s is signed%s\n  signature  %s\n", signed.Digest, note, signed.Tag)
+	_, err = fmt.Fprintf(s.out, "%s is signed%s\n  signature  %s\n", signed.Digest, note, cmp.Or(signed.Tag, signed.Manifest.String()))
 	return err
 }
 

@@ -98,6 +98,48 @@ func TestInteropOfBundles(t *testing.T) {
 	}
 }
 
+// What osctl signs in the form of a bundle, the tool verifies, for each kind of key and
+// of registry; and the tool's own bundle of the same key is recognised.
+func TestInteropOfBundlesByOsctl(t *testing.T) {
+	c := newCosign(t)
+	empty := c.file(t, "root.json", []byte(`{"mediaType":"application/vnd.dev.sigstore.trustedroot+json;version=0.1"}`))
+	_, stranger := c.keyPair(t, "stranger", "")
+	o := quick()
+	o.Bundle = true
+	for place, repo := range kindsOfRegistry(t) {
+		for _, kind := range []string{"", "RSA", "Ed25519"} {
+			d, err := Push(t.Context(), testLayout(t, "1.1", []byte("ours"+place+kind)), repo+":1.1", quick())
+			if err != nil {
+				t.Fatal(err)
+			}
+			ref := repo + "@" + d.String()
+			private, public := c.keyPair(t, "ours"+strings.ReplaceAll(place, " ", "")+kind, kind)
+			signed, err := Sign(t.Context(), ref, openKey(t, private), o)
+			if err != nil || signed.Existing {
+				t.Fatalf("%+v, %v", signed, err)
+			}
+			for key, ok := range map[string]bool{public: true, stranger: false} {
+				out, err := c.run(t, "verify", "--key", key, "--insecure-ignore-tlog=true", "--new-bundle-format", "--trusted-root", empty, ref)
+				if (err == nil) != ok || ok && !strings.Contains(out, d.Encoded()) {
+					t.Errorf("%s, key %q: cosign verify with %s: %v\n%s", place, kind, filepath.Base(key), err, out)
+				}
+			}
+			if _, _, err := onMachine(t, repo+":1.1", byKey(t, public)); err != nil {
+				t.Errorf("%s, key %q: a machine: %v", place, kind, err)
+			}
+		}
+		d, err := Push(t.Context(), testLayout(t, "1.1", []byte("theirs"+place)), repo+":1.1", quick())
+		if err != nil {
+			t.Fatal(err)
+		}
+		private, _ := c.keyPair(t, "theirs"+strings.ReplaceAll(place, " ", ""), "")
+		c.must(t, "sign", "--key", private, "--tlog-upload=false", "--new-bundle-format", repo+"@"+d.String())
+		if signed, err := Sign(t.Context(), repo+":1.1", openKey(t, private), o); err != nil || !signed.Existing {
+			t.Errorf("%s: the tool's bundle is not recognised: %+v, %v", place, signed, err)
+		}
+	}
+}
+
 const (
 	spdx      = `{"spdxVersion":"SPDX-2.3","name":"os","packages":[{"name":"a"},{"name":"b"}]}`
 	cyclonedx = `{"bomFormat":"CycloneDX","specVersion":"1.5","components":[{"name":"a"}]}`

@@ -228,6 +228,32 @@ func TestInteropOfAnnotations(t *testing.T) {
 		t.Fatal(err)
 	}
 	ref := reg.ref("@" + d.String())
+	// osctl's own, as the tool and a machine see them.
+	o := quick()
+	for stage, ok := range map[string]bool{"tested": false, "released": true} {
+		dir := testLayout(t, "1.1", []byte(stage))
+		d, err := Push(t.Context(), dir, reg.ref(":"+stage), quick())
+		if err != nil {
+			t.Fatal(err)
+		}
+		o.Annotations = map[string]string{"stage": stage, "site": "7"}
+		if _, err := Sign(t.Context(), reg.ref(":"+stage), openKey(t, private), o); err != nil {
+			t.Fatal(err)
+		}
+		out, err := c.run(t, "verify", "--key", public, "--insecure-ignore-tlog=true", "-a", "stage=released", "-a", "site=7", reg.ref("@"+d.String()))
+		if ok != (err == nil) {
+			t.Errorf("cosign verify of osctl's stage=%s: %v\n%s", stage, err, out)
+		}
+		l, err := openLayout(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = v.Verify(t.Context(), l.image, fetchSignatures(t, reg.ref(""), d))
+		var refusal *trust.Refusal
+		if !ok && (!errors.As(err, &refusal) || refusal.Rule != trust.Annotation) || ok && err != nil {
+			t.Errorf("a machine, osctl's stage=%s: %v", stage, err)
+		}
+	}
 	for _, stage := range []string{"tested", "released"} {
 		if out, err := c.run(t, "sign", "--key", private, "--tlog-upload=false", "--yes", "-a", "stage="+stage, ref); err != nil {
 			t.Fatalf("cosign sign: %v\n%s", err, out)

@@ -159,8 +159,10 @@ func (l layout) replaceSignatures(set *signatureSet) error {
 	if err != nil {
 		return err
 	}
-	return replaceFile(filepath.Join(l.dir, ocispec.ImageIndexFile), raw)
+	return replaceFile(l.path(ocispec.ImageIndexFile), raw)
 }
+
+func (l layout) path(name string) string { return filepath.Join(l.dir, name) }
 
 func (l layout) blobPath(d digest.Digest) string {
 	return filepath.Join(l.dir, ocispec.ImageBlobsDir, d.Algorithm().String(), d.Encoded())

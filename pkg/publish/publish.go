@@ -54,7 +54,7 @@ var (
 	errPlainHTTP = errors.New("refusing HTTP without TLS")
 )
 
-// Options are common to Push and Sign. The zero value is usable.
+// Options are those of Push and Sign. The zero value is usable.
 type Options struct {
 	// PlainHTTP permits HTTP without TLS to any host. A loopback address
 	// (localhost, 127.0.0.0/8, ::1) needs no permission.
@@ -66,6 +66,12 @@ type Options struct {
 	Keychain authn.Keychain
 	// Progress receives the bytes of a push.
 	Progress progress.Sink
+	// Annotations are claims that a signature makes beside the digest; machines ask for
+	// some by the rules of their policy. A bundle carries none.
+	Annotations map[string]string
+	// Bundle makes a signature a sigstore bundle that refers to the image, instead of
+	// the classic form under a tag of cosign's.
+	Bundle bool
 
 	backoff *remote.Backoff // tests shorten the pauses between attempts
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/base64"
+	"errors"
 	"fmt"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -23,15 +24,17 @@ type Signed struct {
 	// Digest is the digest of the image's manifest: what was signed.
 	Digest digest.Digest
 	// Tag is the tag that carries the signatures, in the same repository or
-	// layout.
+	// layout; empty for a bundle.
 	Tag string
+	// Manifest is the manifest of a bundle, which refers to the image.
+	Manifest digest.Digest
 	// Existing is true if the key had signed this digest before; nothing was
 	// changed then.
 	Existing bool
 }
 
 // Sign signs an OS image as `cosign sign --key` does without a transparency
-// log. The target is the directory of an OCI layout (see IsLayout) or else a
+// log, in the form that the options ask for. The target is the directory of an OCI layout (see IsLayout) or else a
 // reference into a registry; a tag is resolved once, and its digest is signed.
 //
 // The error wraps ErrReference, ErrLayout, ErrRegistry, ErrKey or, if the
@@ -40,8 +43,11 @@ func Sign(ctx context.Context, target string, key *Key, o Options) (Signed, erro
 	if key == nil || key.signer == nil {
 		return Signed{}, fmt.Errorf("%w: there is none", ErrKey)
 	}
+	if o.Bundle && len(o.Annotations) > 0 {
+		return Signed{}, errors.New("signing: a bundle carries no annotations")
+	}
 	if IsLayout(target) {
-		return signLayout(ctx, target, key)
+		return signLayout(ctx, target, key, o)
 	}
 	return signRemote(ctx, target, key, o)
 }
@@ -60,12 +66,16 @@ func signRemote(ctx context.Context, ref string, key *Key, o Options) (Signed, e
 	if _, err := osimage.ParseManifest(ocispec.Descriptor{MediaType: string(desc.MediaType), Digest: d}, desc.Manifest); err != nil {
 		return Signed{}, fmt.Errorf("signing %s: %w", ref, err)
 	}
+	if o.Bundle {
+		at, existing, err := key.bundleRemote(ctx, repo, ocispec.Descriptor{MediaType: string(desc.MediaType), Digest: d, Size: desc.Size}, o)
+		return Signed{Digest: d, Manifest: at, Existing: existing}, err
+	}
 	tag := signatureTag(repo, d)
 	base, err := remoteSignatures(ctx, tag, o)
 	if err != nil {
 		return Signed{}, err
 	}
-	sig, err := key.sign(ctx, payload.Cosign{Image: repo.Digest(d.String())})
+	sig, err := key.sign(ctx, payload.Cosign{Image: repo.Digest(d.String()), Annotations: o.claims()})
 	if err != nil {
 		return Signed{}, err
 	}
@@ -80,12 +90,16 @@ func signRemote(ctx context.Context, ref string, key *Key, o Options) (Signed, e
 	return signed, nil
 }
 
-func signLayout(ctx context.Context, dir string, key *Key) (Signed, error) {
+func signLayout(ctx context.Context, dir string, key *Key, o Options) (Signed, error) {
 	l, err := openLayout(dir)
 	if err != nil {
 		return Signed{}, err
 	}
 	d := l.image.Digest()
+	if o.Bundle {
+		at, existing, err := key.bundleLayout(ctx, l)
+		return Signed{Digest: d, Manifest: at, Existing: existing}, err
+	}
 	base, err := l.signatures(osimage.SignatureTag(d))
 	if err != nil {
 		return Signed{}, err
@@ -97,7 +111,7 @@ func signLayout(ctx context.Context, dir string, key *Key) (Signed, error) {
 	if err != nil {
 		return Signed{}, fmt.Errorf("signing %s: %w", dir, err)
 	}
-	sig, err := key.sign(ctx, payload.Cosign{Image: image, ClaimedIdentity: product})
+	sig, err := key.sign(ctx, payload.Cosign{Image: image, ClaimedIdentity: product, Annotations: o.claims()})
 	if err != nil {
 		return Signed{}, err
 	}
@@ -110,6 +124,18 @@ func signLayout(ctx context.Context, dir string, key *Key) (Signed, error) {
 		return Signed{}, fmt.Errorf("writing the signature into %s: %w", dir, err)
 	}
 	return signed, nil
+}
+
+// claims are the annotations in the form of a payload; nil without any.
+func (o Options) claims() map[string]any {
+	var claims map[string]any
+	for name, value := range o.Annotations {
+		if claims == nil {
+			claims = map[string]any{}
+		}
+		claims[name] = value
+	}
+	return claims
 }
 
 // sign makes one signature over a payload.

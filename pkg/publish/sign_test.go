@@ -133,7 +133,7 @@ func TestSignRemote(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if diff := cmp.Diff(Signed{d, osimage.SignatureTag(d), step.existing}, signed); diff != "" {
+		if diff := cmp.Diff(Signed{Digest: d, Tag: osimage.SignatureTag(d), Existing: step.existing}, signed); diff != "" {
 			t.Errorf("step %d: %s", i, diff)
 		}
 		sigs := fetchSignatures(t, reg.ref(""), d)
@@ -265,7 +265,7 @@ func TestSignLayout(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if diff := cmp.Diff(Signed{d, osimage.SignatureTag(d), step.existing}, signed); diff != "" {
+		if diff := cmp.Diff(Signed{Digest: d, Tag: osimage.SignatureTag(d), Existing: step.existing}, signed); diff != "" {
 			t.Errorf("step %d: %s", i, diff)
 		}
 		l, err := openLayout(dir)
