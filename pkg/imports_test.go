@@ -41,6 +41,7 @@ var table = map[string]entry{
 	"publish":    {1, []string{"osimage", "progress"}},
 	"workload":   {1, []string{"health"}},
 	"lease":      {1, []string{"device", "health"}},
+	"probe":      {1, []string{"health"}},
 	"etc":        {1, []string{"disk", "device", "atomicfile"}},
 	"boot":       {2, []string{"grubenv", "slot", "device"}},
 	"admit":      {2, []string{"osimage", "trust"}},

@@ -36,7 +36,8 @@ func (m *machine) hooks() upgrade.Hooks {
 		Kept: func(ctx context.Context) error {
 			return errors.Join(m.images().Keep(ctx, m.booted.Slot), m.releaseBooted(ctx))
 		},
-		Back: func(ctx context.Context, slot device.Slot) error { return m.images().Restore(ctx, slot) },
+		Back:  func(ctx context.Context, slot device.Slot) error { return m.images().Restore(ctx, slot) },
+		Green: m.green, Red: m.red,
 	}
 }
 

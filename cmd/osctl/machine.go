@@ -21,6 +21,7 @@ import (
 	"github.com/kapernikov/osctl/pkg/etc"
 	"github.com/kapernikov/osctl/pkg/health"
 	"github.com/kapernikov/osctl/pkg/ledger"
+	"github.com/kapernikov/osctl/pkg/probe"
 	"github.com/kapernikov/osctl/pkg/proof"
 	"github.com/kapernikov/osctl/pkg/upgrade"
 	"github.com/kapernikov/osctl/pkg/workload"
@@ -55,6 +56,7 @@ type machine struct {
 	boot    *boot.Store
 	ledger  *ledger.Store
 	log     *slog.Logger
+	runner  *probe.Runner // of the operator's own checks; nil until there are any
 }
 
 // open reads the configuration and finds out which slot runs.
@@ -173,7 +175,7 @@ func (m *machine) gate(b health.Baseline) health.Options {
 	return health.Options{
 		Systemd: health.Systemd{Socket: m.config.Health.Systemd}, Containers: m.containers(), Network: gateNetwork{}, Baseline: b, Log: m.log,
 		RequiredUnits: m.config.Health.RequiredUnits, NetworkLevel: health.Level(m.config.Health.Network),
-		Deadline: time.Duration(m.config.Health.Deadline), Steady: time.Duration(m.config.Health.Soak),
+		Deadline: time.Duration(m.config.Health.Deadline), Steady: time.Duration(m.config.Health.Soak), Probes: m.checks(),
 	}
 }
 

@@ -193,6 +193,7 @@ func (m *machine) watch(ctx context.Context, o health.Options) health.Report {
 	note(health.Progress{Started: time.Now(), Deadline: o.Deadline, Steady: o.Steady}) // the first look may take long
 	m.announce(ctx)
 	report := health.Run(ctx, o)
+	m.endChecks()
 	if err := notes.End(); err != nil {
 		m.log.Warn("the gate's progress is not ended", "error", err)
 	}

@@ -179,6 +179,7 @@ type gate struct {
 	bells   [2]<-chan struct{}        // changes of systemd and of the containers; nil if unknown
 	probed  chan struct{}             // a probe has a new result
 	probes  []*prober                 // of Options
+	queues  map[string]*queue         // by Probe.Queue
 	asked   map[string]*prober        // of containers that run, by containerKey and process
 	runs    map[string]life           // by containerKey, what ran when it was last seen
 
@@ -189,7 +190,7 @@ type gate struct {
 func newGate(o *Options) *gate {
 	return &gate{
 		o: o, started: time.Now(), since: map[checkID]time.Duration{}, ever: map[checkID]bool{},
-		probed: make(chan struct{}, 1), asked: map[string]*prober{}, runs: map[string]life{},
+		probed: make(chan struct{}, 1), asked: map[string]*prober{}, queues: map[string]*queue{}, runs: map[string]life{},
 	}
 }
 
@@ -255,7 +256,8 @@ func (g *gate) hopeless(checks []Check, now time.Duration) *Check {
 }
 
 // blame marks, in a red report, the workloads that were started again too late to
-// hold for long enough: at the moment of the last look they may well have run.
+// hold for long enough: at the moment of the last look they may well have run; and the
+// probes that did not come to an end when all else had held.
 func (g *gate) blame(checks []Check, now time.Duration) []Check {
 	for i := range checks {
 		c := &checks[i]
@@ -263,6 +265,9 @@ func (g *gate) blame(checks []Check, now time.Duration) []Check {
 			c.OK = false
 			c.Seen += "; started again " + times(c.again) + " during the gate"
 		}
+	}
+	if g.held != nil && now-*g.held >= g.o.Steady {
+		return blameLast(checks, g.probes, *g.held+g.o.Steady)
 	}
 	return checks
 }

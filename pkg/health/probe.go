@@ -20,6 +20,7 @@ type Probe struct {
 	Timeout  time.Duration // of one run, which then counts as failed; 0 is 10 s
 	Within   time.Duration // how long it may take until it holds for the first time; 0 is the gate's deadline
 	Once     bool          // it is not run during the soak, as long as it holds
+	Queue    string        // probes of one queue run one at a time, at first in the order of Options; "" waits for nobody
 	// Run returns what was seen and whether that will do. It should heed ctx; when it
 	// does not, the gate goes on without it and it is not started again before it has
 	// returned.
@@ -31,11 +32,14 @@ type prober struct {
 	Probe
 	kick   chan struct{} // it is to run again now
 	busy   chan struct{} // holds a token while Run runs
+	queue  *queue        // nil if it waits for nobody
 	cancel context.CancelFunc
 
 	mu     sync.Mutex
+	turn   *turn // its place in the queue; nil if it has none
 	result result
 	began  time.Duration // when the newest run began, which may be under way
+	runs   int           // how many have begun
 }
 
 // result is what the last run that came to an end has seen.
@@ -55,6 +59,14 @@ func (g *gate) start(ctx context.Context, probe Probe) *prober {
 	p := &prober{
 		Probe: probe, kick: make(chan struct{}, 1), busy: make(chan struct{}, 1),
 		result: result{seen: "has not answered yet"},
+	}
+	if probe.Queue != "" {
+		if g.queues[probe.Queue] == nil {
+			g.queues[probe.Queue] = &queue{}
+		}
+		p.queue = g.queues[probe.Queue]
+		p.turn = p.queue.join()
+		p.result.seen = "has not had its turn yet"
 	}
 	ctx, p.cancel = context.WithCancel(ctx)
 	go p.run(ctx, g)
@@ -79,6 +91,9 @@ func (p *prober) again(from time.Duration) {
 	if p.began >= from {
 		return
 	}
+	if p.queue != nil && p.turn == nil {
+		p.turn = p.queue.join() // here, so that the order is that of who asks
+	}
 	select {
 	case p.kick <- struct{}{}:
 	default:
@@ -87,11 +102,13 @@ func (p *prober) again(from time.Duration) {
 
 func (p *prober) run(ctx context.Context, g *gate) {
 	for ctx.Err() == nil {
+		if !p.await(ctx) {
+			return
+		}
 		began := time.Since(g.started)
-		p.mu.Lock()
-		p.began = began
-		p.mu.Unlock()
+		p.start(began)
 		seen, ok := p.once(ctx)
+		p.leave()
 		if ctx.Err() != nil {
 			return // what was cut off says nothing
 		}
@@ -127,6 +144,50 @@ func (g *gate) end() {
 		case <-late.C:
 			return
 		}
+	}
+}
+
+// start notes that a run begins.
+func (p *prober) start(began time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.began = began; p.queue != nil && p.runs == 0 {
+		p.result.seen = "has not ended yet"
+	}
+	p.runs++
+	select {
+	case <-p.kick: // who asked before it began is served by it
+	default:
+	}
+}
+
+// await waits for the probe's turn; false is that it will not come.
+func (p *prober) await(ctx context.Context) bool {
+	if p.queue == nil {
+		return true
+	}
+	p.mu.Lock()
+	if p.turn == nil {
+		p.turn = p.queue.join()
+	}
+	mine := p.turn
+	p.mu.Unlock()
+	select {
+	case <-mine.come:
+		return true
+	case <-ctx.Done():
+		p.leave()
+		return false
+	}
+}
+
+// leave lets the next one of the queue run.
+func (p *prober) leave() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.queue != nil {
+		p.queue.leave(p.turn)
+		p.turn = nil
 	}
 }
 
@@ -179,6 +240,20 @@ func (g *gate) ask(ctx context.Context, seen *observation) {
 	for _, p := range g.probes {
 		seen.probes = append(seen.probes, probeResult{p.Probe, p.last()})
 	}
+}
+
+// blameLast marks the probes that held once and have not answered again since the soak
+// was over.
+func blameLast(checks []Check, probes []*prober, soaked time.Duration) []Check {
+	for _, p := range probes {
+		r := p.last()
+		i := slices.IndexFunc(checks, func(c Check) bool { return c.Kind == p.Kind && c.Name == p.Name })
+		if i >= 0 && p.Level != Wanted && r.ok && r.began < soaked {
+			checks[i].OK = false
+			checks[i].Seen += "; has not answered again after the soak"
+		}
+	}
+	return checks
 }
 
 // probeResult is a probe of the options with what it has seen last.
