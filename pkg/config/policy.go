@@ -190,10 +190,12 @@ func LoadPolicy(names ...string) (PolicyFile, error) {
 // or a condition without a value would accept more than is written there.
 func (f PolicyFile) check() error {
 	complain := func(field, text string) error { return f.Blame(field, errors.New(field+": "+text)) }
-	for field, list := range map[string]int{"keys": len(f.Keys), "identities": len(f.Identities)} {
-		if list == 0 && (f.document.has(field) || len(f.Keys)+len(f.Identities) == 0) {
-			return complain(field, "the list is empty, so nothing could be verified")
-		}
+	none := len(f.Keys)+len(f.Identities) == 0
+	switch {
+	case len(f.Keys) == 0 && (f.document.has("keys") || none && !f.document.has("identities")):
+		return complain("keys", "the list is empty, so nothing could be verified")
+	case len(f.Identities) == 0 && (f.document.has("identities") || none):
+		return complain("identities", "the list is empty, so nothing could be verified")
 	}
 	if len(f.Rules) == 0 && f.document.has("rules") {
 		return complain("rules", "the list is empty, so no image would be accepted; leave rules out to accept any one of keys")
