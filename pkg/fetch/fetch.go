@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -50,6 +51,8 @@ type Ref struct {
 	source source
 	judge  Judge
 	image  *osimage.Image // what Describe read, with a judge
+	// bundles says that sigstore bundles are looked for before classic signatures.
+	bundles bool
 }
 
 // Judge decides on signatures (trust.Verifier), and so which of them are read.
@@ -72,6 +75,13 @@ func (r Ref) For(j Judge) Ref {
 	if j != nil {
 		r.judge, r.image = j, new(osimage.Image)
 	}
+	return r
+}
+
+// BundlesFirst is the same reference, whose Signatures looks for sigstore bundles
+// before classic signatures, if yes. All that changes is how many requests it takes.
+func (r Ref) BundlesFirst(yes bool) Ref {
+	r.bundles = yes
 	return r
 }
 
@@ -123,7 +133,7 @@ func (r Ref) Describe(ctx context.Context) (osimage.Image, error) {
 }
 
 // Signatures reads the cosign signatures that lie beside the image: classic ones,
-// then sigstore bundles. Attestations are read only for a judge who wants them, for
+// then sigstore bundles, or the other way round. Attestations are read only for a judge who wants them, for
 // they can be long. An image without any of these has an empty list.
 func (r Ref) Signatures(ctx context.Context) ([]osimage.Signature, error) {
 	if r.source == nil {
@@ -133,10 +143,12 @@ func (r Ref) Signatures(ctx context.Context) ([]osimage.Signature, error) {
 	if r.judge != nil {
 		e.wanted = r.judge.Wants()
 	}
+	var withheld error
 	for _, place := range r.places(e.wanted) {
 		manifests, err := place(ctx)
-		if r.verdict(e.found, err) {
-			break
+		if errors.Is(err, errWithheld) {
+			withheld = err // what is elsewhere may be enough
+			continue
 		}
 		if err != nil {
 			return nil, fmt.Errorf("looking for signatures of %s: %w", r.name, err)
@@ -147,21 +159,24 @@ func (r Ref) Signatures(ctx context.Context) ([]osimage.Signature, error) {
 			}
 		}
 		if r.judge != nil && len(e.found) > 0 && r.judge.Enough(ctx, *r.image, e.found) {
-			break
+			return e.found, nil
 		}
+	}
+	if withheld != nil && !r.suffice(e.found, withheld) {
+		return nil, fmt.Errorf("looking for signatures of %s: %w", r.name, withheld)
 	}
 	return e.found, nil
 }
 
-// verdict reports whether the signatures that were found have to do although a registry
+// suffice reports whether the signatures that were found have to do although a registry
 // withholds a list of more. Some say 403 of an API that they do not have, so that alone
 // does not hide who signed; where nothing was found, or a later attempt may bring what
 // the judge misses, the registry's answer is the reason to give.
-func (r Ref) verdict(found []osimage.Signature, err error) bool {
-	return errors.Is(err, errWithheld) && len(found) > 0 && (r.judge == nil || errors.Is(err, ErrDenied))
+func (r Ref) suffice(found []osimage.Signature, withheld error) bool {
+	return len(found) > 0 && (r.judge == nil || errors.Is(withheld, ErrDenied))
 }
 
-// places are where cosign puts signatures, the commonest first.
+// places are where cosign puts signatures, the likeliest first.
 func (r Ref) places(wanted []string) []func(context.Context) ([]ocispec.Descriptor, error) {
 	image := r.desc.Digest
 	tagged := func(tag string) func(context.Context) ([]ocispec.Descriptor, error) {
@@ -177,13 +192,17 @@ func (r Ref) places(wanted []string) []func(context.Context) ([]ocispec.Descript
 	if len(wanted) > 0 {
 		list = append(list, tagged(osimage.AttestationTag(image)))
 	}
-	return append(list, func(ctx context.Context) ([]ocispec.Descriptor, error) {
+	bundles := func(ctx context.Context) ([]ocispec.Descriptor, error) {
 		found, err := r.source.referrers(ctx, image)
 		if err != nil {
 			return nil, err
 		}
 		return osimage.BundleManifests(found, wanted)
-	})
+	}
+	if r.bundles {
+		return slices.Insert(list, 0, bundles)
+	}
+	return append(list, bundles)
 }
 
 // Blobs opens the packs. What is kept stays, also when the work is interrupted,

@@ -2,7 +2,6 @@ package hostile
 
 import (
 	"encoding/json"
-	"os"
 	"strings"
 	"testing"
 
@@ -53,12 +52,6 @@ func (s *site) trust(t *testing.T) {
 		}, 21, "s390x"},
 		{"22 downgrade", func(t *testing.T, _ *machine, r *Registry) {
 			r.Load(t, sample.Image{Version: "0.9", MiB: 1, Seed: 9}.Signed(t, s.key), "1.1")
-		}, 21, "the image has 0.9, this machine wants 1.0 or newer"},
-		{"22 downgrade after the state file was deleted", func(t *testing.T, m *machine, r *Registry) {
-			r.Load(t, sample.Image{Version: "0.9", MiB: 1, Seed: 9}.Signed(t, s.key), "1.1")
-			if err := os.Remove(m.path("data/osctl/ledger.json")); err != nil {
-				t.Fatal(err)
-			}
 		}, 21, "the image has 0.9, this machine wants 1.0 or newer"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
