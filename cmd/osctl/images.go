@@ -34,21 +34,24 @@ func (i slotImages) Keep(ctx context.Context, slot device.Slot) error {
 func (m *machine) hooks() upgrade.Hooks {
 	return upgrade.Hooks{
 		Kept: func(ctx context.Context) error {
-			return errors.Join(m.images().Keep(ctx, m.booted.Slot), m.releaseBooted(ctx))
+			return errors.Join(m.images().Keep(ctx, m.booted.Slot), m.releasePacks(ctx, m.booted.Slot))
 		},
-		Back:  func(ctx context.Context, slot device.Slot) error { return m.images().Restore(ctx, slot) },
+		Back: func(ctx context.Context, slot device.Slot) error {
+			return errors.Join(m.images().Restore(ctx, slot), m.releasePacks(ctx, slot.Other()))
+		},
 		Green: m.green, Red: m.red,
 	}
 }
 
-// releaseBooted lets the packs of the running image go, which its slot has: a power cut
-// right after arming leaves them held.
-func (m *machine) releaseBooted(ctx context.Context) error {
+// releasePacks lets the packs of a slot's image go once it was judged: the slot has them.
+// A power cut right after arming leaves them held, and so does an installation from
+// elsewhere than they were downloaded from.
+func (m *machine) releasePacks(ctx context.Context, slot device.Slot) error {
 	l, err := m.ledger.Load()
 	if err != nil {
 		return err
 	}
-	e := l.Slot(m.booted.Slot)
+	e := l.Slot(slot)
 	if e == nil {
 		return nil
 	}

@@ -52,7 +52,7 @@ func runStatus(ctx context.Context, o statusOptions, s streams) error {
 		return m.tell(ctx)
 	}
 	sources := m.sources()
-	sources.Containers = m.containers().List
+	sources.Containers, sources.Sizes, sources.Held = m.containers().List, m.sizes, m.held
 	shot := status.Take(ctx, sources)
 	if o.json {
 		return printJSON(s.out, shot)
@@ -98,7 +98,7 @@ func printStatus(w io.Writer, shot status.Snapshot) error {
 		fmt.Fprintln(t)
 	}
 	if shot.Space != nil {
-		fmt.Fprintf(t, "  Space\t%s of %s free on %s\n", size(int64(shot.Space.Free)), size(int64(shot.Space.Total)), shot.Space.Path)
+		printSpace(t, *shot.Space)
 	}
 	for _, list := range []struct {
 		title string
@@ -169,7 +169,7 @@ func printSystem(w io.Writer, title string, sys status.System) {
 	}
 	fmt.Fprintf(w, "%s\t%s  (slot %s, %s)\n", title, sys.Version, sys.Slot, standing(sys))
 	for _, line := range []struct{ name, value string }{
-		{"image", sys.Reference}, {"digest", sys.Digest}, {"signed by", sys.SignedBy},
+		{"image", sys.Reference}, {"digest", sys.Digest}, {"signed by", sys.SignedBy}, {"size", sizeOf(sys)},
 	} {
 		if line.value != "" {
 			fmt.Fprintf(w, "  \t%s: %s\n", line.name, line.value)

@@ -11,11 +11,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"slices"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/kapernikov/osctl/pkg/boot"
 	"github.com/kapernikov/osctl/pkg/clock"
@@ -82,6 +79,9 @@ type System struct {
 	State       ledger.State `json:"state,omitempty"`
 	StagedAt    time.Time    `json:"stagedAt,omitzero"`
 	CommittedAt time.Time    `json:"committedAt,omitzero"`
+	// Size is the image's, SlotSize that of the partition, in bytes; 0 if not known.
+	Size     int64 `json:"size,omitempty"`
+	SlotSize int64 `json:"slotSize,omitempty"`
 }
 
 // Workload is a container and what it does now.
@@ -89,13 +89,6 @@ type Workload struct {
 	Name   string `json:"name"`
 	Image  string `json:"image"`
 	Status string `json:"status"`
-}
-
-// Space is the data partition's, in bytes.
-type Space struct {
-	Path  string `json:"path"`
-	Total uint64 `json:"total"`
-	Free  uint64 `json:"free"`
 }
 
 // Sources are where the facts come from.
@@ -111,6 +104,11 @@ type Sources struct {
 	Ledger *ledger.Store
 	// Containers lists what runs; nil leaves the workloads out.
 	Containers func(ctx context.Context) ([]health.Container, error)
+	// Sizes says how large a slot is, and the image in it, in bytes; 0 is not known. nil
+	// leaves them out.
+	Sizes func(slot device.Slot) (slotSize, imageSize int64)
+	// Held asks containerd for the space that it takes; nil leaves that out.
+	Held func(ctx context.Context) (Held, error)
 	// DataDir is a path on the data partition.
 	DataDir string
 	// RuntimeDir is where a gate notes its progress; empty leaves that out.
@@ -157,7 +155,7 @@ func Take(ctx context.Context, s Sources) Snapshot {
 	shot.Floor = l.Floor
 	shot.why(l, s.LastWords)
 	shot.since(l)
-	shot.containers(ctx, s)
+	answers := shot.containers(ctx, s)
 	if s.RuntimeDir != "" {
 		if shot.Gate, err = ReadGate(s.RuntimeDir); err != nil {
 			shot.complain("whether the gate runs is unknown", err)
@@ -166,6 +164,7 @@ func Take(ctx context.Context, s Sources) Snapshot {
 	if s.Data != "missing" {
 		shot.space(s.DataDir)
 	}
+	shot.held(ctx, s, answers)
 	shot.losses(s)
 	return shot
 }
@@ -240,6 +239,11 @@ func (shot *Snapshot) systems(s Sources, l *ledger.Ledger) {
 	shot.Booted = system(s.Booted.Slot, l)
 	shot.Other = system(s.Booted.Slot.Other(), l)
 	shot.Booted.Name = s.Release.Name
+	if s.Sizes != nil {
+		for _, sys := range []*System{&shot.Booted, &shot.Other} {
+			sys.SlotSize, sys.Size = s.Sizes(sys.Slot)
+		}
+	}
 	switch {
 	case shot.Booted.Version == "":
 		shot.Booted.Version = s.Release.Version
@@ -285,33 +289,18 @@ func (shot *Snapshot) bootState(s Sources) {
 	}
 }
 
-func (shot *Snapshot) containers(ctx context.Context, s Sources) {
+// containers reports whether containerd answers.
+func (shot *Snapshot) containers(ctx context.Context, s Sources) bool {
 	if s.Containers == nil {
-		return
+		return false
 	}
 	list, err := s.Containers(ctx)
 	if err != nil {
 		shot.complain("the workloads are unknown", err)
-		return
+		return false
 	}
 	for _, c := range list {
 		shot.Workloads = append(shot.Workloads, Workload{Name: c.Workload.String(), Image: c.Image, Status: c.Status})
 	}
-}
-
-func (shot *Snapshot) space(dir string) {
-	if dir == "" {
-		return
-	}
-	var st unix.Statfs_t
-	err := unix.Statfs(dir, &st)
-	if errors.Is(err, fs.ErrNotExist) || err == nil && st.Blocks == 0 {
-		shot.complain("the data partition is missing", fmt.Errorf("%s", dir))
-		return
-	}
-	if err != nil {
-		shot.complain("the data partition cannot be asked", err)
-		return
-	}
-	shot.Space = &Space{Path: dir, Total: st.Blocks * uint64(st.Bsize), Free: st.Bavail * uint64(st.Bsize)}
+	return true
 }

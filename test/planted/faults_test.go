@@ -6,7 +6,7 @@ import "slices"
 func faults() []fault {
 	return slices.Concat(
 		trustFaults(), proofFaults(), imageFaults(), machineFaults(), rehearsalFaults(),
-		gateFaults(), workloadFaults(), verdictFaults(), shownFaults(), heldFaults(), probeFaults(),
+		gateFaults(), workloadFaults(), verdictFaults(), shownFaults(), heldFaults(), spaceFaults(), probeFaults(),
 	)
 }
 

@@ -14,6 +14,14 @@ func heldFaults() []fault {
 	}
 }
 
+// spaceFaults are in what is said of the space.
+func spaceFaults() []fault {
+	return []fault{
+		{"space: containerd is waited for twice", "status/space.go", " || !answers", " || answers && false", "status TestSpace", true},
+		{"space: containerd may take for ever", "status/space.go", "context.WithTimeout(ctx, askLimit)", "context.WithCancel(ctx)", "status TestSpace", true},
+	}
+}
+
 // daemonFaults are those that only a test with real daemons notices.
 func daemonFaults() []fault {
 	return []fault{
@@ -26,6 +34,10 @@ func daemonFaults() []fault {
 		{"images: osctl's own namespace", "lease/lease.go", "if name == k.Own {", "if false {", "lease TestSpaces", true},
 		{"images: a lost name is forgotten", "lease/image.go", "img.name == name && s.there(img) == nil", "false", "lease TestReplaced", true},
 		{"images: another slot's come back", "lease/image.go", "range s.held(slot) {\n\t\t\tall", "range s.held(\"\") {\n\t\t\tall", "lease TestPrunedImageComesBack", true},
+		{"space: a blob counts twice", "workload/space.go", "if !seen[info.Digest] {", "if true {", "workload TestSpace", true},
+		{"space: osctl's own content is the workloads'", "workload/space.go", "if name == r.own {", "if false {", "workload TestSpace", true},
+		{"space: broken downloads are forgotten", "workload/space.go", "sum += p.Offset", "_ = p", "workload TestSpace", true},
+		{"space: files of containers are read", "workload/space.go", "if info.Kind == snapshots.KindCommitted {", "if true {", "workload TestSpace", true},
 		{"images: no name for what was moved away", "lease/image.go", "[]string{img.name, img.own()}", "[]string{img.name}", "lease TestMovedNameStays", true},
 	}
 }
