@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"math"
 	"os"
 	"strconv"
 	"time"
@@ -65,8 +66,8 @@ func runBuild(ctx context.Context, o buildOptions, s streams) error {
 	if o.Created, err = releaseTime(o.created, os.Getenv("SOURCE_DATE_EPOCH")); err != nil {
 		return usageError{err}
 	}
-	if o.sizeMiB < 0 {
-		return usageError{fmt.Errorf("--size %d: expected is a number of MiB", o.sizeMiB)}
+	if err := checkMiB("size", o.sizeMiB, 0); err != nil {
+		return err
 	}
 	o.Size = o.sizeMiB << 20
 	display, err := o.display(s)
@@ -92,7 +93,7 @@ func runBuild(ctx context.Context, o buildOptions, s streams) error {
 func releaseTime(flag, epoch string) (time.Time, error) {
 	if flag != "" {
 		t, err := time.Parse(time.RFC3339, flag)
-		if err != nil {
+		if err != nil || !artifact.Plausible(t) {
 			return t, fmt.Errorf("--created %q: expected is a time such as 2026-11-23T12:00:00Z", flag)
 		}
 		return t, nil
@@ -101,8 +102,17 @@ func releaseTime(flag, epoch string) (time.Time, error) {
 		return time.Time{}, nil
 	}
 	seconds, err := strconv.ParseInt(epoch, 10, 64)
-	if err != nil {
+	t := time.Unix(seconds, 0)
+	if err != nil || !artifact.Plausible(t) {
 		return time.Time{}, fmt.Errorf("SOURCE_DATE_EPOCH %q: expected are seconds since 1970", epoch)
 	}
-	return time.Unix(seconds, 0), nil
+	return t, nil
+}
+
+// checkMiB checks the value of a flag in MiB, so that it can be counted in bytes.
+func checkMiB(flag string, value, least int64) error {
+	if most := int64(math.MaxInt64 >> 20); value < least || value > most {
+		return usageError{fmt.Errorf("--%s %d: expected is a number of MiB, from %d to %d", flag, value, least, most)}
+	}
+	return nil
 }

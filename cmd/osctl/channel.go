@@ -24,7 +24,7 @@ func channelCmd(s streams) *cobra.Command {
 		Use:   "channel",
 		Short: "State which image is at the head of a channel",
 		Long:  "channel makes the signed statements that machines follow a tag by (docs/channels.md).\n\n" + exitTable(),
-		Args:  exactArgs(0, 0),
+		Args:  commandsOnly,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(channelPublishCmd(s))

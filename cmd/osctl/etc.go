@@ -26,7 +26,7 @@ func etcCmd(s streams) *cobra.Command {
 		Use:   "etc",
 		Short: "Show what this machine has changed in /etc, or take it back",
 		Long:  "The /etc of a slot is the image's with this machine's changes over it.\n\n" + exitTable(),
-		Args:  exactArgs(0, 0),
+		Args:  commandsOnly,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(etcDiffCmd(s), etcResetCmd(s))

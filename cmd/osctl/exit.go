@@ -101,6 +101,8 @@ func rules() []rule {
 func refusalRules() []rule {
 	return []rule{
 		{as[usageError](), exitUsage, ""},
+		{as[*artifact.OptionError](), exitUsage, ""},
+		{as[outputError](), exitFailed, "what was to be done is done; look where standard output goes"},
 		{is(etc.ErrPath), exitUsage, ""},
 		{is(fetch.ErrReference), exitUsage, ""},
 		{is(publish.ErrReference), exitUsage, ""},

@@ -54,6 +54,7 @@ func outcomes() map[string]outcome {
 	return map[string]outcome{
 		"admit.Refusal":              {&admit.Refusal{}, 21, ""},
 		"channel.Refusal":            {&channel.Refusal{}, 20, ""},
+		"artifact.OptionError":       {&artifact.OptionError{Err: errors.New("")}, 2, ""},
 		"artifact.ErrOutput":         {artifact.ErrOutput, 1, ""},
 		"artifact.ErrRootfs":         {artifact.ErrRootfs, 1, ""},
 		"assemble.ErrCorrupt":        {assemble.ErrCorrupt, 40, "copy the image again"},

@@ -160,6 +160,9 @@ func (o installOptions) vouch(ctx context.Context, v *trust.Verifier, name, refe
 }
 
 func runInstall(ctx context.Context, o installOptions, s streams) (err error) {
+	if err := errors.Join(checkMiB("size", o.sizeMiB, 0), checkMiB("slot-size", o.slotMiB, 1)); err != nil {
+		return err
+	}
 	p, err := loadPolicy(o.policyFiles()...)
 	if err != nil {
 		return err

@@ -11,9 +11,11 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
 	"github.com/kapernikov/osctl/pkg/rehearsal"
@@ -28,6 +30,10 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	defer stop()
+	// The first signal ends the work in good order. Something that waits for input,
+	// such as a pipe that nobody fills, does not hear it; the second one ends the
+	// process at once, which is no worse than a kill.
+	context.AfterFunc(ctx, stop)
 	os.Exit(run(ctx, os.Args, os.Stdin, os.Stdout, os.Stderr))
 }
 
@@ -42,7 +48,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	// Libraries below us log to standard error by logrus; what matters of it comes
 	// back as errors.
 	logrus.SetOutput(io.Discard)
-	s := streams{in: stdin, out: stdout, err: stderr}
+	out := &resultWriter{w: stdout}
+	s := streams{in: stdin, out: out, err: stderr}
 	// The kernel starts /usr/lib/osctl/preinit, a link to osctl, as process 1.
 	if filepath.Base(args[0]) == "preinit" {
 		return preinit(args[1:], s)
@@ -52,8 +59,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	}
 	root := newRoot(s)
 	root.SetArgs(args[1:])
-	err := root.ExecuteContext(ctx)
-	return report(stderr, err)
+	return report(stderr, out.check(root.ExecuteContext(ctx)))
 }
 
 func newRoot(s streams) *cobra.Command {
@@ -67,20 +73,15 @@ OCI artifacts, and builds, signs and publishes those artifacts.
 		Version:       version(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return usageError{fmt.Errorf("unknown command %q; osctl --help lists them", args[0])}
-			}
-			return nil
-		},
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Args:          commandsOnly,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetIn(s.in)
 	root.SetOut(s.out)
 	root.SetErr(s.err)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddGroup(&cobra.Group{ID: "machine", Title: "On the machine:"}, &cobra.Group{ID: "images", Title: "Where images are made:"})
-	root.CompletionOptions.HiddenDefaultCmd = true
+	root.CompletionOptions.DisableDefaultCmd = true
 	for _, c := range []*cobra.Command{
 		statusCmd(s), checkCmd(s), upgradeCmd(s), rollbackCmd(s), healthCmd(s), settleCmd(s), historyCmd(s), diffCmd(s), verifyCmd(s), rescueCmd(s), installCmd(s), etcCmd(s), resetCmd(s),
 	} {
@@ -91,7 +92,18 @@ OCI artifacts, and builds, signs and publishes those artifacts.
 		c.GroupID = "images"
 		root.AddCommand(c)
 	}
+	root.AddCommand(completionCmd(s), versionCmd(s))
+	root.SetHelpCommand(helpCmd())
+	complete(root)
 	return root
+}
+
+// commandsOnly is for a command that others are below.
+func commandsOnly(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usageError{fmt.Errorf("unknown command %q; %s --help lists them", args[0], cmd.CommandPath())}
+	}
+	return nil
 }
 
 // exactArgs accepts a number of arguments and demands flags, with usage errors.
@@ -102,9 +114,27 @@ func exactArgs(least, most int, flags ...string) cobra.PositionalArgs {
 				return usageError{fmt.Errorf("--%s is missing; usage: %s", name, cmd.UseLine())}
 			}
 		}
+		if err := nothingEmpty(cmd, args); err != nil {
+			return err
+		}
 		if len(args) < least || len(args) > most {
 			return usageError{fmt.Errorf("%d arguments; usage: %s", len(args), cmd.UseLine())}
 		}
 		return nil
 	}
+}
+
+// nothingEmpty refuses empty arguments and values. A script whose variable is not set
+// passes them, and must not get what is meant for the flag's absence. Only --initrd has
+// a meaning when it is empty.
+func nothingEmpty(cmd *cobra.Command, args []string) (err error) {
+	if slices.Contains(args, "") {
+		return usageError{fmt.Errorf("an empty argument; usage: %s", cmd.UseLine())}
+	}
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		if f.Value.String() == "" && f.Name != "initrd" {
+			err = usageError{fmt.Errorf("--%s has an empty value; usage: %s", f.Name, cmd.UseLine())}
+		}
+	})
+	return err
 }

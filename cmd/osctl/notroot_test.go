@@ -48,20 +48,32 @@ func TestNotRoot(t *testing.T) {
 	if err := os.CopyFS(layout, os.DirFS(sample.Image{Product: "gateway", MiB: imageMiB}.Signed(t, release.key))); err != nil {
 		t.Fatal(err)
 	}
+	run := func(args ...string) (stdout, stderr string, err error) {
+		cmd := exec.CommandContext(t.Context(), filepath.Join(dir, "osctl"), args...)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+		var out, said bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &out, &said
+		err = cmd.Run()
+		return out.String(), said.String(), err
+	}
 	for _, args := range [][]string{
 		{"upgrade", "--from", layout}, {"check", "127.0.0.1:1/os:1"}, {"rollback", "--reboot"}, {"settle"},
 	} {
-		cmd := exec.CommandContext(t.Context(), filepath.Join(dir, "osctl"), append(args, "--config", s.config())...)
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
-		var stdout, stderr bytes.Buffer
-		cmd.Stdout, cmd.Stderr = &stdout, &stderr
-		err := cmd.Run()
+		stdout, stderr, err := run(append(args, "--config", s.config())...)
 		if failed := (*exec.ExitError)(nil); !errors.As(err, &failed) || failed.ExitCode() != exitFailed {
 			t.Errorf("osctl %s: %v", args, err)
 		}
-		if !strings.Contains(stderr.String(), "permission denied\n       run as root\n") || stdout.Len() > 0 {
-			t.Errorf("osctl %s printed %q and %q", args, stdout.String(), stderr.String())
+		if !strings.Contains(stderr, "permission denied\n       run as root\n") || stdout != "" {
+			t.Errorf("osctl %s printed %q and %q", args, stdout, stderr)
 		}
+	}
+	// What is no image does not become one by root's rights.
+	if err := os.Chmod(dir, 0o777); err != nil { //nolint:gosec // others build there
+		t.Fatal(err)
+	}
+	_, stderr, err := run("build", "--rootfs", s.config(), "--product", "p", "--version", "1", "-o", filepath.Join(dir, "out"))
+	if err == nil || !strings.Contains(stderr, "nor a tar: ") || strings.Contains(stderr, "root, ") {
+		t.Errorf("osctl build of a text printed %q (%v)", stderr, err)
 	}
 	for _, name := range kept {
 		if data, err := os.ReadFile(s.path(name)); err != nil || !bytes.Equal(data, s.before[name]) {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"io"
 	"strings"
 	"time"
@@ -10,6 +11,37 @@ import (
 
 // apiVersion is the version of everything that --json prints.
 const apiVersion = "osctl.kapernikov.com/v1"
+
+// outputError is a result that could not be written. What it tells of has happened.
+type outputError struct{ error }
+
+func (e outputError) Unwrap() error { return e.error }
+
+func (e outputError) Error() string { return "writing the result: " + e.error.Error() }
+
+// resultWriter remembers that a write failed: a command may not look, and must not
+// end with 0 then.
+type resultWriter struct {
+	w   io.Writer
+	err error
+}
+
+func (r *resultWriter) Write(p []byte) (int, error) {
+	n, err := r.w.Write(p)
+	if err != nil {
+		r.err = outputError{err}
+		err = r.err
+	}
+	return n, err
+}
+
+// check is the error of a command, or that of writing its result.
+func (r *resultWriter) check(err error) error {
+	if silent := exitError(0); r.err == nil || err != nil && !errors.As(err, &silent) {
+		return err
+	}
+	return r.err
+}
 
 func printJSON(w io.Writer, v any) error {
 	encoder := json.NewEncoder(w)

@@ -18,13 +18,8 @@ func policyCmd(s streams) *cobra.Command {
 		Use:   "policy",
 		Short: "Check a trust policy, and explain what it decides",
 		Long:  "policy check says whether a policy file can be used, policy explain why it accepts\nan image or refuses it.\n\n" + exitTable(),
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return usageError{fmt.Errorf("unknown command %q; there are check and explain", args[0])}
-			}
-			return nil
-		},
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Args:  commandsOnly,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(policyCheckCmd(s), policyExplainCmd(s))
 	return cmd

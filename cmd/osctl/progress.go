@@ -18,6 +18,8 @@ import (
 // progressFlags choose how progress is shown on stderr.
 type progressFlags struct{ mode string }
 
+func progressModes() []string { return []string{"auto", "plain", "json", "none"} }
+
 func (f *progressFlags) add(flags *pflag.FlagSet) {
 	flags.StringVar(&f.mode, "progress", "auto", "show progress on stderr: auto, plain, json or none")
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 
@@ -52,6 +53,9 @@ Credentials are those of docker login and nerdctl login.
 }
 
 func runPush(ctx context.Context, o pushOptions, s streams) error {
+	if o.jobs < 1 {
+		return usageError{fmt.Errorf("--jobs %d: expected is 1 or more", o.jobs)}
+	}
 	display, err := o.display(s)
 	if err != nil {
 		return err
@@ -135,7 +139,7 @@ func runSign(ctx context.Context, o signOptions, s streams) error {
 
 // loadKey reads a private key, with its password.
 func loadKey(name string, s streams) (*publish.Key, error) {
-	text, err := os.ReadFile(name)
+	text, err := readKey(name)
 	if err != nil {
 		return nil, fmt.Errorf("reading the key: %w", err)
 	}
@@ -144,6 +148,18 @@ func loadKey(name string, s streams) (*publish.Key, error) {
 		return nil, fmt.Errorf("reading %s: %w", name, err)
 	}
 	return key, nil
+}
+
+// maxKey is the largest key file that is read, in bytes: far more than any has.
+const maxKey = 1 << 20
+
+func readKey(name string) (text []byte, err error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() //nolint:errcheck // read only
+	return io.ReadAll(io.LimitReader(f, maxKey))
 }
 
 // password comes from cosign's variable, which may be set and empty, or from a

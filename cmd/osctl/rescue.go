@@ -48,12 +48,7 @@ hold and whether it does, the last failure, the history. Its commands repair, an
 need the rescue system, where no slot runs.
 
 ` + exitTable(),
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return usageError{fmt.Errorf("unknown command %q; osctl rescue --help lists them", args[0])}
-			}
-			return nil
-		},
+		Args: commandsOnly,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runRescue(cmd.Context(), o, s) },
 	}
 	o.machineFlags.add(cmd.Flags())

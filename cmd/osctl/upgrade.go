@@ -184,16 +184,15 @@ func runUpgrade(ctx context.Context, o upgradeOptions, s streams) error {
 	if err = errors.Join(err, source.close()); err != nil {
 		return err
 	}
-	if err := printUpgrade(s, o, m, result, rehearsed); err != nil {
-		return err
-	}
+	err = printUpgrade(s, o, m, result, rehearsed)
 	switch {
 	case result.Outcome == upgrade.Staged && o.reboot:
-		return reboot(ctx)
-	case result.Outcome == upgrade.Available:
+		// It is armed, whether or not that could be printed.
+		return errors.Join(err, reboot(ctx))
+	case result.Outcome == upgrade.Available && err == nil:
 		return exitError(exitAvailable)
 	}
-	return nil
+	return err
 }
 
 // source opens what the command line names, and closes it again.

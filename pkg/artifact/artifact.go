@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -63,6 +64,18 @@ type Result struct {
 // ErrOutput says that the output folder is not free.
 var ErrOutput = errors.New("the output folder is not empty")
 
+// OptionError is a value in Options that no image can have.
+type OptionError struct{ Err error }
+
+func (e *OptionError) Error() string { return e.Err.Error() }
+
+// Unwrap is the reason.
+func (e *OptionError) Unwrap() error { return e.Err }
+
+// Plausible reports whether a release can have this time: superblocks count seconds
+// from 1970 in 32 bits.
+func Plausible(t time.Time) bool { return t.Unix() >= 0 && t.Unix() <= math.MaxUint32 }
+
 // Build makes the layout. On an error the output folder is not created.
 func Build(ctx context.Context, o Options) (Result, error) {
 	if o.Architecture == "" {
@@ -84,11 +97,14 @@ func Build(ctx context.Context, o Options) (Result, error) {
 
 // check refuses what would otherwise be found after minutes of work.
 func (o Options) check() error {
-	if err := osimage.CheckName("product", o.Product); err != nil {
-		return err
+	c := osimage.Config{
+		Product: o.Product, Version: o.Version, MinVersion: o.MinVersion, Architecture: o.Architecture, Kernel: o.Kernel, Initrd: o.Initrd,
 	}
-	if err := osimage.CheckVersion(o.Version); err != nil {
-		return err
+	if err := c.ValidateNames(); err != nil {
+		return &OptionError{err}
+	}
+	if !o.Created.IsZero() && !Plausible(o.Created) {
+		return &OptionError{fmt.Errorf("created %s: expected is a time from 1970 to 2106", o.Created)}
 	}
 	entries, err := os.ReadDir(o.Output)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {

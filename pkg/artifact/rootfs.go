@@ -39,8 +39,14 @@ func prepare(ctx context.Context, o Options, work string) (rootfs, error) {
 	if info.IsDir() {
 		return fromDirectory(ctx, o, o.Rootfs, work)
 	}
+	if !info.Mode().IsRegular() {
+		return rootfs{}, fmt.Errorf("%w: neither a file nor a directory", ErrRootfs)
+	}
 	r, err := readyImage(o.Rootfs)
 	if err == nil {
+		if o.Size != 0 {
+			return rootfs{}, &OptionError{fmt.Errorf("the image of %s keeps its size; a size is for a directory or a tar", r.filesystem)}
+		}
 		if info.Size()%512 != 0 {
 			return rootfs{}, fmt.Errorf("%w: its size %d is not a multiple of 512 bytes: the file was cut off", ErrRootfs, info.Size())
 		}
@@ -88,6 +94,9 @@ func readyImage(path string) (rootfs, error) {
 // modes, extended attributes, devices and hard links.
 func untar(ctx context.Context, archive, dir string) error {
 	if os.Geteuid() != 0 {
+		if _, err := run(ctx, nil, "tar", "--list", "--file", archive); err != nil {
+			return noTar(err)
+		}
 		return fmt.Errorf("unpacking a tar needs root, or all files would belong to you; run as root, or pass a directory or an image")
 	}
 	if err := os.Mkdir(dir, 0o755); err != nil {
@@ -95,9 +104,19 @@ func untar(ctx context.Context, archive, dir string) error {
 	}
 	_, err := run(ctx, nil, "tar", "--extract", "--numeric-owner", "--preserve-permissions", "--xattrs", "--xattrs-include=*", "--file", archive, "--directory", dir)
 	if err != nil {
-		return fmt.Errorf("%w: neither ext4, nor squashfs, nor a directory, nor a tar: %w", ErrRootfs, err)
+		return noTar(err)
 	}
 	return nil
+}
+
+// noTar is what a file that tar does not understand is not.
+func noTar(err error) error {
+	if errors.Is(err, context.Canceled) {
+		return err
+	}
+	// tar goes on after the first line to say what follows from it.
+	reason, _, _ := strings.Cut(err.Error(), "\n")
+	return fmt.Errorf("%w: neither ext4, nor squashfs, nor a directory, nor a tar: %s", ErrRootfs, reason)
 }
 
 // fromDirectory makes an ext4 of a tree.

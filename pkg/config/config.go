@@ -10,6 +10,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -127,7 +128,7 @@ func Defaults() Config {
 // image's file comes last in the list, the one in /etc first.
 func Load(names ...string) (Config, error) {
 	c := Defaults()
-	name, data, err := first(names)
+	name, data, err := first("configuration", names)
 	if err != nil || data == nil {
 		return c, err
 	}
@@ -139,18 +140,35 @@ func Load(names ...string) (Config, error) {
 }
 
 // first reads the first file that exists; none is no error here.
-func first(names []string) (string, []byte, error) {
+func first(what string, names []string) (string, []byte, error) {
 	for _, name := range names {
-		data, err := os.ReadFile(name)
+		data, err := readFile(name)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err != nil {
-			return name, nil, fmt.Errorf("reading the configuration: %w", err)
+			return name, nil, fmt.Errorf("reading the %s: %w", what, err)
 		}
 		return name, data, nil
 	}
 	return "", nil, nil
+}
+
+// maxFile is the largest file that is read, in bytes: far more than a person writes.
+const maxFile = 1 << 20
+
+// readFile reads a file that is small.
+func readFile(name string) ([]byte, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() //nolint:errcheck // read only
+	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err == nil && len(data) > maxFile {
+		err = fmt.Errorf("%w: %s has more than %d bytes", ErrInvalid, name, maxFile)
+	}
+	return data, err
 }
 
 // header is what both formats begin with.

@@ -145,7 +145,7 @@ func (f PolicyFile) Line(field string) int {
 // that it names (relative to its folder). Every key has its PEM afterwards.
 func LoadPolicy(names ...string) (PolicyFile, error) {
 	var f PolicyFile
-	name, data, err := first(names)
+	name, data, err := first("policy", names)
 	if err != nil {
 		return f, err
 	}
@@ -283,7 +283,7 @@ func (k *Key) read(dir string) error {
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(dir, path)
 	}
-	data, err := os.ReadFile(path)
+	data, err := readFile(path)
 	if err != nil {
 		return fmt.Errorf("key %s: %w", k.Name, err)
 	}

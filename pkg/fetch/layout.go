@@ -229,9 +229,9 @@ type archive struct {
 }
 
 func openArchive(name string) (*archive, error) {
-	file, err := os.Open(name)
+	file, err := openRegular(name)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", ErrLayout, err)
 	}
 	a := &archive{file: file, members: map[string][2]int64{}}
 	if err := a.scan(); err != nil {

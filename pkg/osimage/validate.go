@@ -46,6 +46,15 @@ func packLimit(segments int) int64 { return int64(segments) * (SegmentSize + Seg
 // Validate checks a config by itself: required fields, and sizes and counts
 // that agree with each other.
 func (c Config) Validate() error {
+	if err := c.ValidateNames(); err != nil {
+		return err
+	}
+	return c.Rootfs.validate()
+}
+
+// ValidateNames checks what a config says beside the file system: names, versions and
+// paths.
+func (c Config) ValidateNames() error {
 	for _, f := range []struct{ name, value string }{
 		{"product", c.Product}, {"version", c.Version}, {"architecture", c.Architecture}, {"kernel", c.Kernel},
 	} {
@@ -53,7 +62,7 @@ func (c Config) Validate() error {
 			return fmt.Errorf("config: %s is missing", f.name)
 		}
 	}
-	if err := CheckName("product", c.Product); err != nil {
+	if err := errors.Join(CheckName("product", c.Product), CheckName("architecture", c.Architecture)); err != nil {
 		return err
 	}
 	if err := CheckVersion(c.Version); err != nil {
@@ -69,7 +78,7 @@ func (c Config) Validate() error {
 			return fmt.Errorf("config: path %q is not absolute and clean", p)
 		}
 	}
-	return c.Rootfs.validate()
+	return nil
 }
 
 func (r Rootfs) validate() error {
