@@ -61,16 +61,18 @@ osctl_boot_files() {
 }
 ROOTFS_POSTPROCESS_COMMAND += "osctl_boot_files"
 
-# What is in the image, readable on the machine.
+# What is in the image, readable on the machine: when the list has been written, and
+# when the task that describes the root file system has run.
 osctl_contents() {
     install -d ${IMAGE_ROOTFS}${nonarch_libdir}/sysimage
     install -m 0644 ${IMAGE_MANIFEST} ${IMAGE_ROOTFS}${nonarch_libdir}/sysimage/packages.manifest
 }
-ROOTFS_POSTPROCESS_COMMAND += "osctl_contents"
+ROOTFS_POSTUNINSTALL_COMMAND += "osctl_contents"
 osctl_sbom() {
-    for file in ${SPDXROOTFSDEPLOY}/*.spdx.json; do
-        [ ! -e "$file" ] || install -m 0644 $file ${IMAGE_ROOTFS}${nonarch_libdir}/sysimage/rootfs.spdx.json
-    done
+    # Set where create-spdx is inherited; then there is one document.
+    if [ -n "${SPDXROOTFSDEPLOY}" ]; then
+        install -m 0644 ${SPDXROOTFSDEPLOY}/*/rootfs/*.spdx.json ${IMAGE_ROOTFS}${nonarch_libdir}/sysimage/rootfs.spdx.json
+    fi
 }
 IMAGE_PREPROCESS_COMMAND += "osctl_sbom"
 
