@@ -196,39 +196,6 @@ func TestIdentify(t *testing.T) {
 	}
 }
 
-// TestFilesExist holds every file:// of the layer to a file: beside the recipe or, as
-// OSCTL_SOURCE is in the search path, in the repository.
-func TestFilesExist(t *testing.T) {
-	found := 0
-	for _, recipe := range recipes(t) {
-		dir, name := filepath.Dir(recipe), strings.TrimSuffix(filepath.Base(recipe), filepath.Ext(recipe))
-		for _, m := range regexp.MustCompile(`file://([^;"\s\\]+)`).FindAllStringSubmatch(uris(read(t, recipe)), -1) {
-			found++
-			places := []string{filepath.Join(dir, "files", m[1]), filepath.Join(dir, strings.TrimSuffix(name, "_osctl"), m[1]), filepath.Join(need.Top(), m[1])}
-			if !slices.ContainsFunc(places, exists) {
-				t.Errorf("%s names file://%s, which is nowhere", filepath.Base(recipe), m[1])
-			}
-		}
-	}
-	if found < 15 {
-		t.Errorf("found %d files", found)
-	}
-}
-
-// uris is what a recipe adds to SRC_URI.
-func uris(text string) string {
-	var b strings.Builder
-	for _, m := range regexp.MustCompile(`(?s)SRC_URI \+?= "(.*?)"\n`).FindAllStringSubmatch(text, -1) {
-		b.WriteString(m[1] + " ")
-	}
-	return b.String()
-}
-
-func exists(path string) bool {
-	_, err := os.Lstat(path)
-	return err == nil
-}
-
 // TestLicenseChecksums holds LIC_FILES_CHKSUM of our own recipes to the repository's
 // licence.
 func TestLicenseChecksums(t *testing.T) {
@@ -247,34 +214,6 @@ func TestLicenseChecksums(t *testing.T) {
 	}
 	if found < 5 {
 		t.Errorf("found %d licence checksums", found)
-	}
-}
-
-// TestNothingTwice holds the layer to what is its own: no file of the layer has the
-// content of one of the repository.
-func TestNothingTwice(t *testing.T) {
-	have := map[string]string{}
-	for _, top := range []string{"images", "policy"} {
-		err := filepath.WalkDir(filepath.Join(need.Top(), top), func(path string, d fs.DirEntry, err error) error {
-			if err == nil && d.Type().IsRegular() {
-				have[read(t, path)] = path
-			}
-			return err
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	err := filepath.WalkDir(layer(), func(path string, d fs.DirEntry, err error) error {
-		if err == nil && d.Type().IsRegular() {
-			if other := have[read(t, path)]; other != "" {
-				t.Errorf("%s is a copy of %s", path, other)
-			}
-		}
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
 	}
 }
 

@@ -10,7 +10,9 @@ PV = "1.0"
 FILESEXTRAPATHS:prepend := "${OSCTL_SOURCE}:"
 SRC_URI = "\
     file://LICENSE \
-    file://images/rootfs/etc \
+    file://images/rootfs/etc/containerd \
+    file://images/rootfs/etc/nerdctl \
+    file://images/rootfs/etc/ssh \
     file://images/rootfs/usr/lib/osctl/osctl.yaml \
     file://policy/policy.yaml \
     file://containerd.conf \
@@ -61,6 +63,10 @@ do_install() {
     install -d ${D}${sysconfdir}
     cp -R --no-dereference --preserve=mode ${S}/images/rootfs/etc/. ${D}${sysconfdir}/
     install -d ${D}${sysconfdir}/containerd/certs.d
+    # A link that leads nowhere before the machine runs has no checksum, so it is not
+    # in SRC_URI.
+    install -d ${D}${sysconfdir}/issue.d
+    ln -s ../../run/osctl/line ${D}${sysconfdir}/issue.d/osctl.issue
     if [ -n "${OSCTL_AUTHORIZED_KEYS}" ]; then
         install -D -m 0644 ${OSCTL_AUTHORIZED_KEYS} ${D}${sysconfdir}/ssh/authorized_keys/root
     fi
