@@ -11,10 +11,3 @@ export GO = "go"
 # binutils of the target are those of this machine.
 HOST_PREFIX = ""
 TARGET_PREFIX = ""
-# Recipes that are not parsed here.
-RDEPENDS:${PN}:remove:class-target = "osctl-boot systemd dbus e2fsprogs-e2fsck"
-
-# Files belong to whoever runs this: there is no pseudo.
-python () {
-    d.delVarFlag("do_install", "fakeroot")
-}
