@@ -91,6 +91,29 @@ func TestProbeHangs(t *testing.T) {
 	})
 }
 
+// TestProbesEnd: at the deadline, what a probe has started is given the time to end; one
+// that does not is left after two seconds.
+func TestProbesEnd(t *testing.T) {
+	for name, takes := range map[string]time.Duration{"in time": time.Second, "too late": time.Hour} {
+		inBubble(t, name, func(t *testing.T) {
+			m := newMachine()
+			var ended atomic.Bool
+			m.options.Probes = []health.Probe{{Kind: health.KindExec, Name: "hangs", Timeout: time.Hour, Run: func(ctx context.Context) (string, bool) {
+				<-ctx.Done()
+				time.Sleep(takes)
+				ended.Store(true)
+				return "", false
+			}}}
+			r := health.Run(t.Context(), m.options)
+			since := time.Since(r.Started)
+			if r.Green || ended.Load() != (takes == time.Second) || r.Duration != time.Minute || since > time.Minute+2*time.Second {
+				t.Errorf("ended %t, %v after the start: %+v", ended.Load(), since, r)
+			}
+			time.Sleep(takes) // a bubble ends when all in it have ended
+		})
+	}
+}
+
 // TestDeclared: what a container says of itself decides.
 func TestDeclared(t *testing.T) {
 	for name, c := range map[string]struct {
@@ -106,7 +129,7 @@ func TestDeclared(t *testing.T) {
 		"answers":             {change: func(c *health.Container) { c.Declared.HTTP = "http://:80/" }, answer: func(int32) (string, bool) { return "200 OK", true }, seen: "200 OK"},
 		"answers late":        {change: func(c *health.Container) { c.Declared.HTTP = "http://:80/" }, answer: func(n int32) (string, bool) { return "503", n > 3 }},
 		"does not answer":     {change: func(c *health.Container) { c.Declared.TCP = ":80" }, answer: func(int32) (string, bool) { return "refused", false }, want: "default/web: running with image sha256:aa; refused"},
-		"its time is over":    {change: func(c *health.Container) { c.Declared.Exec, c.Declared.Timeout = "/check", 9*time.Second }, answer: func(int32) (string, bool) { return "exit 1", false }, want: "exit 1, after 9s (expected: running with image sha256:aa within 9s)"},
+		"its time is over":    {change: func(c *health.Container) { c.Declared.Exec, c.Declared.Timeout = "/check", 9*time.Second }, answer: func(int32) (string, bool) { return "exit 1", false }, want: "exit 1, after 9s (expected: running with image sha256:aa, and answering within 9s)"},
 		"health passes":       {change: func(c *health.Container) { c.Health = "healthy" }},
 		"health not yet":      {change: func(c *health.Container) { c.Health = "starting" }, want: "its health check has not passed yet"},
 		"unhealthy":           {change: func(c *health.Container) { c.Health = "unhealthy" }, want: "its health check says unhealthy"},

@@ -73,9 +73,6 @@ func judgeWanted(want wanted, seen *observation) (c Check, counts bool) {
 	if want.ImageDigest != "" {
 		c.Expected += " with image " + want.ImageDigest
 	}
-	if want.fresh {
-		c.Expected += ", though it did not run when the upgrade was staged"
-	}
 	declared := want.Declared
 	if seen.containersErr == nil {
 		var best *Container
@@ -84,6 +81,12 @@ func judgeWanted(want wanted, seen *observation) (c Check, counts bool) {
 			declared = best.Declared
 			c.again = seen.startedAgain[containerKey(best.Workload)]
 		}
+	}
+	if asks(declared) {
+		c.Expected += ", and answering"
+	}
+	if want.fresh {
+		c.Expected += ", though it did not run when the upgrade was staged"
 	}
 	c.Required, c.within = declared.Level != Wanted && !want.fresh, declared.Timeout
 	return c, declared.Level != Ignore

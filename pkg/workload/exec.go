@@ -86,7 +86,7 @@ func (p prober) exec(ctx context.Context, words []string) (string, error) {
 	case code != 0:
 		return "", fmt.Errorf("exit status %d%s", code, said)
 	case left > 0:
-		return fmt.Sprintf("exit status 0 (%d processes that it left were ended)", left), nil
+		return fmt.Sprintf("exit status 0 (processes that it left were ended: %d)", left), nil
 	}
 	return "exit status 0", nil
 }

@@ -188,9 +188,10 @@ func (p prober) http(ctx context.Context, want httpProbe) (string, error) {
 	if response.StatusCode == want.status || want.status == 0 && response.StatusCode/100 == 2 {
 		return status, nil
 	}
+	status += " instead of " + want.expected()
 	body, _ := io.ReadAll(io.LimitReader(response.Body, 4*mostBody))
 	if text := plain(string(body), mostBody); text != "" {
 		status += ", " + text
 	}
-	return "", fmt.Errorf("%s (expected: %s)", status, want.expected())
+	return "", errors.New(status)
 }

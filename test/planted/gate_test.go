@@ -1,5 +1,7 @@
 package planted
 
+import "slices"
+
 // gateFaults are in what the gate looks at beside the workloads.
 func gateFaults() []fault {
 	return []fault{
@@ -28,7 +30,7 @@ func gateFaults() []fault {
 
 // workloadFaults are in what the gate asks of containers.
 func workloadFaults() []fault {
-	return []fault{
+	return slices.Concat(labelFaults(), askedFaults(), []fault{
 		{"gate: containerd off", "health/workloads.go", "daemon.Seen, daemon.OK = seen.containersErr.Error(), false", "daemon.Seen = seen.containersErr.Error()", "health TestRed", true},
 		{"gate: a container that does not run", "health/workloads.go", "\tif c.Status != Running {\n\t\tif c.Restart", "\tif false {\n\t\tif c.Restart", "health TestRed", true},
 		{"gate: another image", "health/workloads.go", "return \"running with image \" + c.ImageDigest, false", "return \"running with image \" + c.ImageDigest, true", "health TestRed", false},
@@ -45,7 +47,7 @@ func workloadFaults() []fault {
 		{"gate: what did not run before counts", "health/workloads.go", "list = append(list, wanted{c.Workload, recorded})", "list = append(list, wanted{c.Workload, recorded && false})", "health TestRequiredButNotBefore", true},
 		{"gate: required without a baseline off", "health/workloads.go", "if c.Declared.Level == Required && !known {", "if false && !known {", "health TestDeclaredWithoutBaseline", true},
 		{"gate: a container that held is blamed", "health/gate.go", " && now-g.since[checkID{c.Kind, c.Name}] < g.o.Steady", "", "health TestBlame", true},
-	}
+	})
 }
 
 // verdictFaults are in what follows from the gate.

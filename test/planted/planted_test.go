@@ -77,7 +77,7 @@ func (f fault) turnsRed(t *testing.T) {
 
 // daemons reports whether the tests that must notice need real daemons.
 func (f fault) daemons() bool {
-	return slices.ContainsFunc(daemonFaults(), func(other fault) bool { return other == f })
+	return slices.ContainsFunc(slices.Concat(daemonFaults(), askedFaults()), func(other fault) bool { return other == f })
 }
 
 // applies reads the file and holds that the fault fits.

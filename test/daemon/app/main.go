@@ -9,6 +9,7 @@
 //	fork N         leaves a process behind, in a session of its own, and exits with status N
 //	hang           leaves a process behind, says "hanging", and waits, whatever signal comes
 //	die N          says "dying", and exits with status N after a second
+//	ill            takes the file /healthy away, and well puts it there
 //	healthy        exits with status 0 if the file /healthy is there
 package main
 
@@ -60,6 +61,16 @@ func run(args []string) int {
 		fmt.Println("dying")
 		time.Sleep(time.Second)
 		return number(args[1])
+	case "well":
+		if err := os.WriteFile("/healthy", nil, 0o600); err != nil {
+			panic(err)
+		}
+		return 0
+	case "ill":
+		if err := os.Remove("/healthy"); err != nil {
+			panic(err)
+		}
+		return 0
 	case "healthy":
 		if _, err := os.Stat("/healthy"); err != nil {
 			fmt.Println(err)
