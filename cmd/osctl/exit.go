@@ -146,6 +146,7 @@ func registryRules() []rule {
 		{is(fetch.ErrDaemon), exitFailed, "look at: systemctl status containerd"},
 		{is(health.ErrContainers), exitFailed, "look at: systemctl status containerd"},
 		{is(lease.ErrHold), exitFailed, "look at: systemctl status containerd"},
+		{is(health.ErrLabels), exitFailed, "make that container anew with other labels; with osctl.gate=ignore it is left out"},
 		{is(health.ErrSystemd), exitFailed, "look at: systemctl status"},
 		{is(fetch.ErrStore), exitStorage, "free space on the data partition: nerdctl system prune, df -h /data"},
 		{is(fetch.ErrDenied), exitRegistry, "log in: nerdctl login REGISTRY"},

@@ -85,6 +85,7 @@ func outcomes() map[string]outcome {
 		"etc.ErrPath":                {etc.ErrPath, 2, ""},
 		"fetch.ErrStore":             {fetch.ErrStore, 50, "free space"},
 		"health.ErrContainers":       {health.ErrContainers, 1, "systemctl status containerd"},
+		"health.ErrLabels":           {health.ErrLabels, 1, "osctl.gate=ignore"},
 		"health.ErrSystemd":          {health.ErrSystemd, 1, "systemctl status"},
 		"install.BadImageError":      {&install.BadImageError{Err: fs.ErrNotExist}, 21, "whole system"},
 		"install.ImageTooLargeError": {&install.ImageTooLargeError{}, 21, "--slot-size"},

@@ -50,6 +50,9 @@ var (
 	ErrContainers = errors.New("containerd cannot be asked")
 )
 
+// ErrLabels is that a container says something that cannot be understood.
+var ErrLabels = errors.New("labels are wrong")
+
 var (
 	errNotConfigured = errors.New("not configured")
 	errDeadline      = errors.New("the gate's deadline")

@@ -43,6 +43,9 @@ type Workload struct {
 	Health   string      `json:"health,omitempty"`   // by nerdctl's health check: starting, healthy, unhealthy; "" without one
 	Restarts int         `json:"restarts,omitempty"` // how often containerd's restart monitor started it again
 	Declared Declaration `json:"declared,omitzero"`  // what the container says of itself by its labels
+	// Failing is what was seen when it was recorded and did not answer as it declares;
+	// "" if it did, or was not asked.
+	Failing string `json:"failing,omitempty"`
 }
 
 // Level says what a check means for the verdict.
@@ -63,7 +66,10 @@ type Declaration struct {
 	HTTP    string        `json:"http,omitempty"`      // osctl.gate.http: URL, seen from inside the container's network
 	TCP     string        `json:"tcp,omitempty"`       // osctl.gate.tcp: [host]:port, seen from inside the container's network
 	Exec    string        `json:"exec,omitempty"`      // osctl.gate.exec: command, run inside the container
-	Bad     string        `json:"bad,omitempty"`       // what is wrong with the labels, in words; the check fails with it
+	// HealthCheck is how long nerdctl's health check may take, where there is one and
+	// nobody runs it: the gate does. 0 is that there is none, or that nerdctl runs it.
+	HealthCheck time.Duration `json:"healthCheckNs,omitempty"`
+	Bad         string        `json:"bad,omitempty"` // what is wrong with the labels, in words; the check fails with it
 }
 
 // String names the workload for people: namespace/project/service in a compose

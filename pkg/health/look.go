@@ -2,10 +2,7 @@ package health
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"slices"
-	"strings"
 	"sync"
 	"time"
 )
@@ -28,49 +25,6 @@ type observation struct {
 
 // containerKey tells containers apart.
 func containerKey(w Workload) string { return w.Namespace + "/" + w.ID }
-
-// Record takes the baseline of the running system. When a part of the machine
-// does not answer within ten seconds, the error wraps ErrSystemd or
-// ErrContainers (or both), and the baseline holds what could be read: the
-// caller decides whether that will do.
-func Record(ctx context.Context, o Options) (Baseline, error) {
-	g := newGate(&o)
-	g.recording = true
-	seen := g.look(ctx)
-	b := Baseline{
-		Workloads: []Workload{}, FailedUnits: []string{}, RecordedAt: g.started.Round(0).UTC(),
-		Routes: seen.network.Routes, Listening: unpublished(seen.network.Listening, seen.containers),
-	}
-	var errs []error
-	if seen.unitsErr != nil {
-		errs = append(errs, fmt.Errorf("recording failed units: %w: %w", ErrSystemd, seen.unitsErr))
-	} else {
-		b.FailedUnits = append(b.FailedUnits, seen.units.Failed...)
-	}
-	if seen.containersErr != nil {
-		errs = append(errs, fmt.Errorf("recording workloads: %w: %w", ErrContainers, seen.containersErr))
-	}
-	if seen.networkErr != nil {
-		errs = append(errs, fmt.Errorf("recording routes and ports: %w", seen.networkErr))
-	}
-	for _, c := range seen.containers {
-		if c.Status == Running {
-			b.Workloads = append(b.Workloads, c.Workload)
-		}
-	}
-	return b, errors.Join(errs...)
-}
-
-// unpublished are the sockets of the machine itself. nerdctl holds each published port of
-// a container open, and does so as a process of containerd.service's when containerd has
-// started the container: that is the container's business, whose own check says what it
-// means when it does not come back.
-func unpublished(listening []string, containers []Container) []string {
-	return slices.DeleteFunc(slices.Clone(listening), func(line string) bool {
-		port, _, _ := strings.Cut(line, " ")
-		return slices.ContainsFunc(containers, func(c Container) bool { return slices.Contains(c.Ports, port) })
-	})
-}
 
 // life is what is remembered of a container that runs.
 type life struct {

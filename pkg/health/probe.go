@@ -221,7 +221,7 @@ func (g *gate) ask(ctx context.Context, seen *observation) {
 		key := fmt.Sprintf("%s %d", containerKey(c.Workload), c.Pid)
 		alive[key] = true
 		if g.asked[key] == nil {
-			g.asked[key] = g.start(ctx, Probe{Level: level(g.o, c), Run: func(ctx context.Context) (string, bool) {
+			g.asked[key] = g.start(ctx, Probe{Level: level(g.o, c), Timeout: askLimit(d), Run: func(ctx context.Context) (string, bool) {
 				return g.o.Containers.Probe(ctx, c)
 			}})
 		}

@@ -3,6 +3,7 @@ package health
 import (
 	"fmt"
 	"slices"
+	"time"
 )
 
 func judgeContainers(o *Options, seen *observation) []Check {
@@ -51,7 +52,7 @@ func level(o *Options, c Container) Level {
 	for _, w := range expected(o, []Container{c}) {
 		switch {
 		case !same(w.Workload, c):
-		case w.fresh:
+		case w.fresh, failedBefore(w.Workload, c) && c.Declared.Level != Ignore:
 			return Wanted
 		default:
 			return c.Declared.Level
@@ -178,11 +179,25 @@ func judgeLife(want Workload, c Container, seen *observation) (text string, ok b
 		return text, true
 	}
 	answer := seen.answers[containerKey(c.Workload)]
+	if !answer.ok && failedBefore(want, c) {
+		return answer.seen + "; neither did it answer before", true
+	}
 	return answer.seen, answer.ok
 }
 
 // asks reports whether a container says how it can be asked.
-func asks(d Declaration) bool { return d.HTTP != "" || d.TCP != "" || d.Exec != "" }
+func asks(d Declaration) bool {
+	return d.HTTP != "" || d.TCP != "" || d.Exec != "" || d.HealthCheck > 0
+}
+
+// askLimit is how long the questions to a container may take.
+func askLimit(d Declaration) time.Duration { return max(lookLimit, d.HealthCheck+endLimit) }
+
+// failedBefore reports whether a container did not do well when it was recorded, so
+// that an answer which will not do is nothing new.
+func failedBefore(want Workload, c Container) bool {
+	return want.Failing != "" || want.Health == unhealthy && c.Declared.HealthCheck > 0
+}
 
 // describe words a running container as a check expects it.
 func describe(c Container) string {

@@ -132,27 +132,53 @@ func TestNerdctlPorts(t *testing.T) {
 	}
 }
 
-// TestNerdctlHealth: what nerdctl's health check says is the health.
+// TestNerdctlHealth: while nerdctl runs a health check by a timer, what that says is the
+// health; without the timer, as after a boot, the gate runs it by itself.
 func TestNerdctlHealth(t *testing.T) {
-	d := nerdctl(t, map[string]string{"nerdctl/healthcheck": `{"Test":["CMD","/app","healthy"],"Retries":1}`})
+	d := nerdctl(t, map[string]string{"nerdctl/healthcheck": `{"Test":["CMD","/app","healthy"],"Retries":1,"Timeout":20000000000}`})
 	d.Nerdctl(t, "run", "-d", "--name", "web", "--net", "none", app)
 	d.Nerdctl(t, "run", "-d", "--name", "none", "--net", "none", "--no-healthcheck", app)
-	expect := func(want string) {
+	id := listed(t, d)["default/web"].ID
+	timers := t.TempDir()
+	timer := filepath.Join(timers, id+".timer")
+	reader := workload.New(d.Address, "own").WithTransient(timers)
+	expect := func(state string, ask time.Duration, seen string) {
 		t.Helper()
-		if got := listed(t, d)["default/web"].Health; got != want {
-			t.Errorf("health %q, want %q", got, want)
+		list, err := reader.List(t.Context())
+		if err != nil || len(list) != 2 {
+			t.Fatalf("list %+v, %v", list, err)
+		}
+		for _, c := range list {
+			if c.Name == "none" && (c.Health != "" || c.Declared.HealthCheck != 0) {
+				t.Errorf("without a health check it is %q", c.Health)
+			}
+			if c.Name != "web" {
+				continue
+			}
+			if c.Health != state || c.Declared.HealthCheck != ask {
+				t.Errorf("health %q, asked for %v; want %q, %v", c.Health, c.Declared.HealthCheck, state, ask)
+			}
+			if got, ok := reader.Probe(t.Context(), c); ask > 0 && (!strings.Contains(got, seen) || ok == strings.Contains(seen, "exit status 1")) {
+				t.Errorf("asked, it says %q, %t; want %q", got, ok, seen)
+			}
 		}
 	}
-	expect("starting")
+	if err := os.WriteFile(timer, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	expect("starting", 0, "")
 	d.Nerdctl(t, "exec", "web", "/app", "well")
 	d.Nerdctl(t, "container", "healthcheck", "web")
-	expect("healthy")
+	expect("healthy", 0, "")
 	d.Nerdctl(t, "exec", "web", "/app", "ill")
 	d.Nerdctl(t, "container", "healthcheck", "web")
-	expect("unhealthy")
-	if got := listed(t, d)["default/none"].Health; got != "" {
-		t.Errorf("without a health check it is %q", got)
+	expect("unhealthy", 0, "")
+	if err := os.Remove(timer); err != nil {
+		t.Fatal(err)
 	}
+	expect("", 20*time.Second, "health check: exit status 1, stat /healthy: no such file or directory")
+	d.Nerdctl(t, "exec", "web", "/app", "well")
+	expect("", 20*time.Second, "health check: exit status 0")
 }
 
 // TestNerdctlRestarts: the count of a container that comes up and dies climbs, and the

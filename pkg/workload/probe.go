@@ -23,7 +23,7 @@ import (
 
 // probeLimit is how long the questions to one container may take, which are asked at
 // the same time. It is less than the gate gives a probe, so that what hangs is named
-// and cleared away before the gate gives up on it.
+// and cleared away before the gate gives up on it. A health check of nerdctl has its own.
 const probeLimit = 8 * time.Second
 
 // Probe asks a running container what it declares that it answers, and returns what
@@ -31,7 +31,7 @@ const probeLimit = 8 * time.Second
 // network and as a command inside it, and leave nothing behind. It returns soon after
 // ctx is done.
 func (r *Reader) Probe(ctx context.Context, c health.Container) (seen string, ok bool) {
-	ctx, cancel := context.WithTimeout(ctx, probeLimit)
+	ctx, cancel := context.WithTimeout(ctx, max(probeLimit, c.Declared.HealthCheck))
 	defer cancel()
 	client, err := r.dial(ctx)
 	if err != nil {
@@ -45,6 +45,8 @@ func (r *Reader) Probe(ctx context.Context, c health.Container) (seen string, ok
 	for i, q := range asked {
 		wg.Go(func() {
 			began := time.Now()
+			ctx, cancel := context.WithTimeout(ctx, q.limit)
+			defer cancel()
 			answers[i], errs[i] = q.ask(namespaces.WithNamespace(ctx, p.space))
 			if errs[i] != nil && ctx.Err() != nil {
 				errs[i] = fmt.Errorf("no answer after %v%s", time.Since(began).Round(time.Second), because(errs[i]))
@@ -68,8 +70,9 @@ func (r *Reader) Probe(ctx context.Context, c health.Container) (seen string, ok
 
 // question is one thing that a container declares that it answers.
 type question struct {
-	name string // for people; labels may have passwords in them, so not all of them
-	ask  func(ctx context.Context) (string, error)
+	name  string // for people; labels may have passwords in them, so not all of them
+	limit time.Duration
+	ask   func(ctx context.Context) (string, error)
 }
 
 // questions reads a declaration. What is wrong with it is an answer.
@@ -79,7 +82,7 @@ func (p prober) questions(d health.Declaration) []question {
 		if err != nil {
 			ask = func(context.Context) (string, error) { return "", err }
 		}
-		list = append(list, question{name, ask})
+		list = append(list, question{name, probeLimit, ask})
 	}
 	if d.HTTP != "" {
 		want, err := parseHTTP(d.HTTP)
@@ -96,6 +99,9 @@ func (p prober) questions(d health.Declaration) []question {
 	if d.Exec != "" {
 		words, err := parseExec(d.Exec)
 		add("exec", err, func(ctx context.Context) (string, error) { return p.exec(ctx, words) })
+	}
+	if d.HealthCheck > 0 {
+		list = append(list, question{"health check", d.HealthCheck, p.healthCheck})
 	}
 	return list
 }
@@ -134,6 +140,23 @@ func (p prober) network(ctx context.Context) (*netNamespace, error) {
 		return nil, err
 	}
 	return n, nil
+}
+
+// healthCheck runs the health check that nerdctl would run.
+func (p prober) healthCheck(ctx context.Context) (string, error) {
+	container, err := p.client.LoadContainer(ctx, p.id)
+	if err != nil {
+		return "", err
+	}
+	labels, err := container.Labels(ctx)
+	if err != nil {
+		return "", err
+	}
+	words := parseHealthCheck(labels).words()
+	if len(words) == 0 {
+		return "", errors.New("it has none any more")
+	}
+	return p.exec(ctx, words)
 }
 
 func (p prober) tcp(ctx context.Context, address string) (string, error) {

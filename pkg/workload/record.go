@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
+	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/containers"
@@ -32,8 +34,13 @@ const (
 // the container (its pkg/netutil/networkstore).
 const networkFile = "network-config.json"
 
+// transientUnits is where systemd keeps the units that live until the next boot. Among
+// them is the timer by which nerdctl runs a health check: it is named by the
+// container's ID (pkg/healthcheck/healthcheck_manager_linux.go).
+const transientUnits = "/run/systemd/transient"
+
 // describe reads what the container's own record says.
-func describe(space string, record containers.Container) health.Workload {
+func (r *Reader) describe(space string, record containers.Container) health.Workload {
 	labels := record.Labels
 	w := health.Workload{
 		Namespace: space,
@@ -43,9 +50,9 @@ func describe(space string, record containers.Container) health.Workload {
 		Project:   labels[projectLabel],
 		Service:   labels[serviceLabel],
 		Ports:     publishedPorts(labels),
-		Health:    healthState(labels),
 		Declared:  Declare(labels),
 	}
+	w.Health, w.Declared.HealthCheck = r.healthState(record)
 	// The restart monitor looks only at containers with the status label; one
 	// without a policy is restarted always.
 	if status := labels[restart.StatusLabel]; status == string(containerd.Running) {
@@ -63,21 +70,60 @@ func describe(space string, record containers.Container) health.Workload {
 	return w
 }
 
-// healthState is what nerdctl's health check says, and starting when there is one
-// that has not been run yet.
-func healthState(labels map[string]string) string {
-	var check struct{ Test []string }
-	if json.Unmarshal([]byte(labels[healthCheckLabel]), &check) != nil || len(check.Test) == 0 || check.Test[0] == "NONE" || check.Test[0] == "" {
-		return ""
+// healthCheck is nerdctl's health check of a container.
+type healthCheck struct {
+	Test    []string
+	Timeout time.Duration
+}
+
+// words are those of its command; none if it is switched off.
+func (h healthCheck) words() []string {
+	if len(h.Test) == 0 {
+		return nil
 	}
-	var state struct{ Status string }
-	if json.Unmarshal([]byte(labels[healthStateLabel]), &state) == nil {
-		switch state.Status {
+	switch kind, rest := h.Test[0], h.Test[1:]; {
+	case kind == "CMD" && len(rest) > 0 && rest[0] != "":
+		return rest
+	case kind == "CMD-SHELL" && len(rest) > 0 && strings.TrimSpace(rest[0]) != "":
+		return []string{"/bin/sh", "-c", strings.Join(rest, " ")}
+	}
+	return nil
+}
+
+// parseHealthCheck reads the label; its zero value is that there is none.
+func parseHealthCheck(labels map[string]string) healthCheck {
+	var h healthCheck
+	if json.Unmarshal([]byte(labels[healthCheckLabel]), &h) != nil || len(h.words()) == 0 {
+		return healthCheck{}
+	}
+	// Nerdctl's own value for none; the most is what the gate can wait for.
+	if h.Timeout <= 0 {
+		h.Timeout = 30 * time.Second
+	}
+	h.Timeout = min(h.Timeout, 2*time.Minute)
+	return h
+}
+
+// healthState is what nerdctl's health check says, and starting when there is one
+// that has not been run yet. The timer that runs it does not outlive a boot, and
+// containerd, which starts the container then, knows nothing of it: what the label says
+// is of the boot before. Then there is no state, and ask is how long a run may take.
+func (r *Reader) healthState(record containers.Container) (state string, ask time.Duration) {
+	check := parseHealthCheck(record.Labels)
+	if len(check.Test) == 0 {
+		return "", 0
+	}
+	if _, err := os.Lstat(filepath.Join(r.transient, filepath.Base(record.ID)+".timer")); err != nil {
+		return "", check.Timeout
+	}
+	var last struct{ Status string }
+	if json.Unmarshal([]byte(record.Labels[healthStateLabel]), &last) == nil {
+		switch last.Status {
 		case "starting", "healthy", "unhealthy":
-			return state.Status
+			return last.Status, 0
 		}
 	}
-	return "starting"
+	return "starting", 0
 }
 
 // mapping is one published port, as go-cni writes it.

@@ -4,8 +4,8 @@
 // It looks into all namespaces, since nerdctl, Kubernetes and others each have
 // their own, except the one in which osctl keeps its downloads. It refuses to
 // change anything: it starts, stops, pulls and deletes nothing. The one thing that it
-// does in a container is to run the command that its label osctl.gate.exec names, and
-// it ends all that this leaves. It knows nerdctl by the labels and files it leaves, not
+// does in a container is to run the command that its label osctl.gate.exec names, or
+// its health check of nerdctl when nobody else does, and it ends all that this leaves. It knows nerdctl by the labels and files it leaves, not
 // by its commands.
 //
 // It promises to come back: a socket that is missing or refuses is an error at
@@ -43,14 +43,17 @@ const noTask = "no task"
 // Reader reads containers. It holds no connection between calls and is safe
 // for concurrent use.
 type Reader struct {
-	address string
-	own     string
+	address   string
+	own       string
+	transient string // transientUnits; another folder in tests
 }
 
 // New returns a reader of the containerd at address, the path of its gRPC
 // socket. own is the namespace of osctl itself, whose contents are not
 // workloads; "" leaves out none. Nothing is connected yet.
-func New(address, own string) *Reader { return &Reader{address: address, own: own} }
+func New(address, own string) *Reader {
+	return &Reader{address: address, own: own, transient: transientUnits}
+}
 
 // Ping asks the daemon whether it serves and returns nil if it does.
 func (r *Reader) Ping(ctx context.Context) error {
@@ -94,7 +97,7 @@ func (r *Reader) List(ctx context.Context) ([]health.Container, error) {
 		if space == r.own {
 			continue
 		}
-		part, err := listNamespace(namespaces.WithNamespace(ctx, space), client, space)
+		part, err := r.listNamespace(namespaces.WithNamespace(ctx, space), client, space)
 		if err != nil {
 			return nil, fmt.Errorf("listing the containers of namespace %s: %w", space, err)
 		}
@@ -106,7 +109,7 @@ func (r *Reader) List(ctx context.Context) ([]health.Container, error) {
 	return list, nil
 }
 
-func listNamespace(ctx context.Context, client *containerd.Client, space string) ([]health.Container, error) {
+func (r *Reader) listNamespace(ctx context.Context, client *containerd.Client, space string) ([]health.Container, error) {
 	records, err := client.ContainerService().List(ctx)
 	if err != nil || len(records) == 0 {
 		return nil, err
@@ -131,7 +134,7 @@ func listNamespace(ctx context.Context, client *containerd.Client, space string)
 			}
 			digests[record.Image] = digest
 		}
-		c := health.Container{Workload: describe(space, record), Status: noTask}
+		c := health.Container{Workload: r.describe(space, record), Status: noTask}
 		c.ImageDigest = digest
 		if t, ok := alive[record.ID]; ok {
 			c.Status, c.Pid = strings.ToLower(t.Status.String()), t.Pid

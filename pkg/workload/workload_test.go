@@ -127,7 +127,13 @@ func TestListReadsLabels(t *testing.T) {
 	} {
 		r.run("one", id, "", labels)
 	}
-	got, err := workload.New(r.daemon.Address, "own").List(t.Context())
+	timers := t.TempDir()
+	for _, id := range []string{"a", "b", "c", "d"} {
+		if err := os.WriteFile(filepath.Join(timers, id+".timer"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := workload.New(r.daemon.Address, "own").WithTransient(timers).List(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,6 +9,9 @@ func labelFaults() []fault {
 		{"labels: passwords", "workload/declare.go", "if u.User != nil {", "if false {", "workload TestDeclareRefuses", true},
 		{"labels: any port", "workload/declare.go", "if err != nil || n == 0 {", "if false {", "workload TestDeclareRefuses", true},
 		{"labels: escapes", "workload/declare.go", "case !strconv.IsPrint(r):", "case false:", "workload TestDeclareRefuses", true},
+		{"gate: what did not answer before counts", "health/workloads.go", "if !answer.ok && failedBefore(want, c) {", "if false {", "health TestDidNotAnswerBefore", true},
+		{"gate: nobody is asked when staging", "health/record.go", "\t\tg.askAll(ctx, running)\n", "\t\t_ = g.askAll\n", "health TestDidNotAnswerBefore", true},
+		{"gate: wrong labels are staged", "health/record.go", "if c.Declared.Bad != \"\" && c.Declared.Level != Ignore {", "if false {", "health TestRecordRefusesLabels", true},
 		{"gate: probes are not waited for", "health/gate.go", "\tg.end()\n", "", "health TestProbesEnd", true},
 	}
 }
@@ -26,7 +29,8 @@ func askedFaults() []fault {
 		{"labels: a command that hangs stays", "workload/exec.go", "\tif r.started {\n", "\tif false {\n", "workload TestProbeExecHangs", true},
 		{"labels: pipes are left", "workload/exec.go", "\t\tr.process.IO().Close()\n", "", "workload TestProbeExec", true},
 		{"labels: no compose", "workload/record.go", "Project:   labels[projectLabel],", "", "workload TestListReadsLabels TestNerdctlCompose", true},
-		{"labels: no health", "workload/record.go", "Health:    healthState(labels),", "", "workload TestListReadsLabels TestNerdctlHealth", true},
+		{"labels: no health", "workload/record.go", "w.Health, w.Declared.HealthCheck = r.healthState(record)", "", "workload TestListReadsLabels TestNerdctlHealth", true},
+		{"labels: what a health check said before the boot", "workload/record.go", "if _, err := os.Lstat(filepath.Join(r.transient, filepath.Base(record.ID)+\".timer\")); err != nil {", "if false {", "workload TestNerdctlHealth", true},
 		{"labels: no restarts", "workload/record.go", "\t\tw.Restarts = n\n", "", "workload TestListReadsLabels", true},
 	}
 }
