@@ -78,6 +78,7 @@ run: deps osctl
 
 bench: deps tools osctl
 	$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 2h ./test/bench
+	$(GO) test -run '^$$' -bench Verify -benchtime 300x ./pkg/trust ./pkg/publish
 
 # yocto-modules writes the Go modules and licences of osctl's recipe anew, after a
 # change of go.mod.

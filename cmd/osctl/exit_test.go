@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
 	"github.com/kapernikov/osctl/pkg/admit"
@@ -247,5 +249,28 @@ func TestReportIsPlain(t *testing.T) {
 	err := printInspection(&b, inspection{Config: osimage.Config{Kernel: "/boot/\x1b[2J"}, Beside: []inspectedProof{{Kind: trust.Provenance, Builder: "x\n\x1b[1mlie"}}})
 	if got := b.String(); err != nil || strings.ContainsAny(got, "\x1b\r") || !strings.Contains(got, "built by x [1mlie (not verified)\n") {
 		t.Errorf("%q, %v", got, err)
+	}
+}
+
+// Who sees the list of processes sees no secret: no flag takes one.
+func TestNoFlagTakesASecret(t *testing.T) {
+	flags := 0
+	var visit func(*cobra.Command)
+	visit = func(cmd *cobra.Command) {
+		cmd.Flags().VisitAll(func(f *pflag.Flag) {
+			flags++
+			for _, word := range []string{"password", "passphrase", "secret", "token", "credential", "user"} {
+				if strings.Contains(f.Name, word) {
+					t.Errorf("%s has --%s", cmd.CommandPath(), f.Name)
+				}
+			}
+		})
+		for _, sub := range cmd.Commands() {
+			visit(sub)
+		}
+	}
+	visit(newRoot(streams{}))
+	if flags < 50 {
+		t.Errorf("only %d flags were found", flags)
 	}
 }
