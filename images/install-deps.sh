@@ -11,8 +11,8 @@ packages=(
 	mmdebstrap grub-efi-amd64-bin grub-common
 	# the machine: emulator and firmware
 	qemu-system-x86 ovmf
-	# a real registry, and what containers need on this host
-	docker-registry runc iptables curl
+	# a real registry, another tool that reads images, and what containers need on this host
+	docker-registry runc iptables curl skopeo
 	# tests: GRUB's script interpreter, FAT and GPT by other hands, planted faults
 	grub-emu mtools dosfstools gdisk strace systemd
 	# what other updaters write the boot loader's variables with, for comparison

@@ -166,10 +166,11 @@ func (e *certifiedError) Error() string {
 	return fmt.Sprintf("one with a certificate that proves nothing (%.200v)", e.err)
 }
 
-// signer is who made an exhibit: which identity of the policy, and who exactly.
+// signer is who made an exhibit: which identity of the policy, who exactly, and with
+// which key (its fingerprint).
 type signer struct {
-	identity identity
-	exact    string
+	identity   identity
+	exact, key string
 }
 
 // byIdentity finds the identity that signed. All proofs hold, under the root of the
@@ -204,13 +205,14 @@ func (x exhibit) byIdentity(ctx context.Context, v *Verifier, among []identity, 
 			}
 			continue
 		}
-		if err := v.checkCertificate(x); err != nil {
+		key, err := v.checkCertificate(x)
+		if err != nil {
 			return signer{}, nil, &certifiedError{err: err}
 		}
 		s := result.Signature.Certificate
 		for _, candidate := range among {
 			if candidate.root == i.root && candidate.match.Verify(*s) == nil {
-				return signer{candidate, named(s)}, result.Statement, nil
+				return signer{candidate, named(s), key}, result.Statement, nil
 			}
 		}
 		reason = &certifiedError{who: named(s)}
@@ -222,23 +224,25 @@ func named(s *certificate.Summary) string {
 	return fmt.Sprintf("%.200s (from %.200s)", s.SubjectAlternativeName, s.Issuer)
 }
 
-// checkCertificate refuses a key that the policy refuses elsewhere.
-func (v *Verifier) checkCertificate(x exhibit) error {
+// checkCertificate returns the fingerprint of the certificate's key, and refuses a key
+// that the policy refuses elsewhere.
+func (v *Verifier) checkCertificate(x exhibit) (fingerprint string, err error) {
 	content, err := x.entity.VerificationContent()
 	if err != nil {
-		return err
+		return "", err
 	}
 	pub := content.Certificate().PublicKey
 	if _, err := newVerifiers(pub); err != nil {
-		return err
+		return "", err
 	}
 	der, err := x509.MarshalPKIXPublicKey(pub)
 	if err != nil {
-		return err
+		return "", err
 	}
 	sum := sha256.Sum256(der)
-	if name, revoked := v.revoked[hex.EncodeToString(sum[:])]; revoked {
-		return fmt.Errorf("its key is revoked as %s", name)
+	fingerprint = hex.EncodeToString(sum[:])
+	if name, revoked := v.revoked[fingerprint]; revoked {
+		return "", fmt.Errorf("its key is revoked as %s", name)
 	}
-	return nil
+	return fingerprint, nil
 }

@@ -183,6 +183,29 @@ func TestIdentityThreshold(t *testing.T) {
 	}
 }
 
+// A key that was certified is still one key: it does not count for itself as well.
+func TestIdentityOfAKeyOfThePolicy(t *testing.T) {
+	a, img, other := authority.New(t), image(t, "1.1"), ecdsaPair(t)
+	s := a.Certify(workflow, authority.Issuer, signing)
+	v, err := trust.New(trust.Policy{
+		Keys:       []trust.Key{{Name: "key", PEM: s.PublicKey()}, {Name: "other", PEM: other.pem}},
+		Identities: []trust.Identity{releaser(a)},
+		Rules:      []trust.PolicyRule{{Name: "two", Keys: []string{"key", "other"}, Identities: []string{"releaser"}, Threshold: 2}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	bare := noted(s, img, authority.Choice{})
+	bare.Annotations = nil
+	for _, sigs := range [][]osimage.Signature{{bundled(s, img, authority.Choice{}), bare}, {bare, bundled(s, img, authority.Choice{})}} {
+		got, err := v.Verify(t.Context(), img, sigs)
+		refused(t, got, err, trust.Threshold)
+		if _, err := v.Verify(t.Context(), img, append(sigs, other.sign(t, payloadFor(img.Digest())))); err != nil {
+			t.Errorf("with another key: %v", err)
+		}
+	}
+}
+
 func TestIdentityPolicies(t *testing.T) {
 	a := authority.New(t)
 	for want, change := range map[string]func(*trust.Identity){

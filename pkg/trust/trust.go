@@ -288,7 +288,8 @@ func (v *Verifier) count(ctx context.Context, j *judgement, hash v1.Hash, exhibi
 // voucher is a key or an identity that counts.
 type voucher struct {
 	name, text string
-	// ids tell it from others: of the key, or of the identity and of who it was.
+	// ids tell it from others: of the key, or of the identity, of who it was, and of the
+	// key that was certified.
 	ids []string
 }
 
@@ -310,7 +311,7 @@ func (v *Verifier) signedBy(ctx context.Context, x exhibit, hash v1.Hash, usable
 	if err != nil {
 		return voucher{}, err
 	}
-	by := voucher{who.identity.Name, who.identity.Name + ", who is " + who.exact, []string{"identity " + who.identity.Name, "person " + who.exact}}
+	by := voucher{who.identity.Name, who.identity.Name + ", who is " + who.exact, []string{"identity " + who.identity.Name, "person " + who.exact, "key " + who.key}}
 	if x.classic != nil {
 		return by, claimBy(verifyClaim(x.classic, hash, j.rule.annotations), who.identity.Name)
 	}

@@ -20,6 +20,7 @@ func trustFaults() []fault {
 		{"claim verification off", "trust/key.go", "ClaimVerifier: verifyClaim,", "ClaimVerifier: nil,", "trust TestVerifyRefuses", false},
 		{"threshold counts signatures instead of keys", "trust/trust.go", "case !slices.ContainsFunc(by.ids, func(id string) bool { return seen[id] }):", "case true:", "trust TestThresholdCountsKeys", false},
 		{"payload of two meanings", "trust/key.go", "osimage.Unmarshal(raw, &claim); err != nil {", "osimage.Unmarshal(raw, &claim); err != nil && !strings.Contains(err.Error(), \"key\") {", "trust TestVerifyRefuses", true},
+		{"a certified key counts for itself too", "trust/trust.go", "\"person \" + who.exact, \"key \" + who.key}", "\"person \" + who.exact}", "trust TestIdentityOfAKeyOfThePolicy", true},
 		{"revocation ignored", "trust/trust.go", "case revoked:\n", "case revoked && false:\n", "trust TestRevokedKey", false},
 		{"revoked digest ignored", "trust/trust.go", "case v.digests[img.Digest()]:", "case false:", "trust TestRevokedDigest", true},
 		{"expiry of a key off", "trust/key.go", "case now.After(k.notAfter):", "case false:", "trust TestKeyWithATimeRange", false},
