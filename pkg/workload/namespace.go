@@ -94,15 +94,26 @@ func (n *netNamespace) dial(ctx context.Context, address string) (net.Conn, erro
 	if err != nil {
 		return nil, err
 	}
-	var errs []error
+	var errs []string
 	for _, ip := range list {
 		conn, err := n.dialOne(ctx, net.JoinHostPort(ip, port))
 		if err == nil {
 			return conn, nil
 		}
-		errs = append(errs, err)
+		errs = append(errs, fmt.Sprintf("%s: %v", net.JoinHostPort(ip, port), reason(err)))
 	}
-	return nil, errors.Join(errs...)
+	return nil, errors.New(strings.Join(errs, ", "))
+}
+
+// reason is what is wrong, without what is known of who asked whom.
+func reason(err error) error {
+	if op := (*net.OpError)(nil); errors.As(err, &op) {
+		err = op.Err
+	}
+	if call := (*os.SyscallError)(nil); errors.As(err, &call) {
+		err = call.Err
+	}
+	return err
 }
 
 // dialOne connects to one address. A socket belongs to the network that its thread was
