@@ -157,19 +157,21 @@ func (r *run) end(ctx context.Context) (left int, err error) {
 	return left, nil
 }
 
-// kill ends the command and what it has started, and waits for that.
+// kill ends the command and what it has started, and waits for that. The processes end
+// even when containerd has gone meanwhile.
 func (r *run) kill(ctx context.Context) (left int, err error) {
-	if err := r.process.Kill(ctx, syscall.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
-		return 0, err
-	}
+	gone := r.process.Kill(ctx, syscall.SIGKILL)
 	// What is killed may have started something just before.
 	for n := -1; n != 0; left += n {
-		if ctx.Err() != nil {
+		if ctx.Err() != nil && n > 0 {
 			return left, errors.New("there are always more of its processes")
 		}
 		if n, err = killMarked(r.container, marker+r.id); err != nil {
 			return left, err
 		}
+	}
+	if gone != nil && !errdefs.IsNotFound(gone) {
+		return left, gone
 	}
 	exited, err := r.process.Wait(ctx)
 	if err != nil {

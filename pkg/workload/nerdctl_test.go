@@ -2,6 +2,7 @@ package workload_test
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -179,6 +180,21 @@ func TestNerdctlHealth(t *testing.T) {
 	expect("", 20*time.Second, "health check: exit status 1, stat /healthy: no such file or directory")
 	d.Nerdctl(t, "exec", "web", "/app", "well")
 	expect("", 20*time.Second, "health check: exit status 0")
+}
+
+// TestTimersOfSystemd: a timer that is made as nerdctl makes it has its file among the
+// transient units.
+func TestTimersOfSystemd(t *testing.T) {
+	s := daemon.StartSystemd(t, map[string]string{"default.target": "[Unit]\nDescription=all\n"})
+	runtime := filepath.Dir(filepath.Dir(s.Socket))
+	cmd := exec.Command("systemd-run", "--user", "--unit", "0123abcd", "--on-unit-inactive=1h", "--timer-property=AccuracySec=1s", "true")
+	cmd.Env = append(os.Environ(), "XDG_RUNTIME_DIR="+runtime)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if _, err := os.Stat(filepath.Join(runtime, "systemd/transient/0123abcd.timer")); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestNerdctlRestarts: the count of a container that comes up and dies climbs, and the

@@ -258,6 +258,28 @@ func TestProbeExecOfDying(t *testing.T) {
 	}
 }
 
+// TestProbeExecWithoutDaemon: containerd ends while a command runs that hangs.
+func TestProbeExecWithoutDaemon(t *testing.T) {
+	r := newRig(t, daemon.BuildApp(t))
+	r.start("one", "web", nil, r.spec("one", "web", "wait"))
+	r.onExec(func() {
+		for len(r.mine("web")) < 2 {
+		}
+		r.daemon.Stop()
+	})
+	seen, ok := r.probe(t.Context(), "web", map[string]string{"osctl.gate.exec": `["/app", "hang"]`})
+	if ok || !strings.Contains(seen, "exec: ") {
+		t.Errorf("a command whose containerd ends: %q, %t", seen, ok)
+	}
+	r.daemon.Resume(t)
+	if left := r.mine("web"); len(left) > 0 {
+		t.Errorf("it leaves %v", left)
+	}
+	if seen, ok := r.probe(t.Context(), "web", map[string]string{"osctl.gate.exec": `["/app", "say", "0", "x"]`}); !ok {
+		t.Errorf("the next command: %s", seen)
+	}
+}
+
 // onExec calls f in the background when a command has been started in a container.
 func (r *rig) onExec(f func()) {
 	events, errs := r.client.Subscribe(r.t.Context(), `topic=="/tasks/exec-started"`)

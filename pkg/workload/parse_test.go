@@ -1,0 +1,78 @@
+package workload
+
+import (
+	"encoding/json"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestParseHosts(t *testing.T) {
+	const file = "# hosts\n127.0.0.1\tlocalhost\n10.4.0.2 db db.shop DB2 # the database\n::1 db\nnonsense db\n10.4.0.3\n"
+	want := map[string][]string{"localhost": {"127.0.0.1"}, "db": {"10.4.0.2", "::1"}, "db.shop": {"10.4.0.2"}, "db2": {"10.4.0.2"}}
+	if diff := cmp.Diff(want, parseHosts(strings.NewReader(file))); diff != "" {
+		t.Errorf("hosts (-want +got):\n%s", diff)
+	}
+}
+
+// FuzzHosts: a container may have anything in its /etc/hosts; what comes out are
+// addresses.
+func FuzzHosts(f *testing.F) {
+	f.Add("127.0.0.1 localhost\n::1 localhost # x\n")
+	f.Add("127.0.0.1\n\x00 a\n10.0.0.1\t\ta  b\n#")
+	f.Fuzz(func(t *testing.T, text string) {
+		for name, list := range parseHosts(strings.NewReader(text)) {
+			if name == "" || name != strings.ToLower(name) {
+				t.Errorf("name %q", name)
+			}
+			for _, ip := range list {
+				if net.ParseIP(ip) == nil {
+					t.Errorf("%q is no address", ip)
+				}
+			}
+		}
+	})
+}
+
+func TestHealthCheckWords(t *testing.T) {
+	for label, want := range map[string][]string{
+		`{"Test":["CMD","/a","b"]}`:    {"/a", "b"},
+		`{"Test":["CMD-SHELL","a b"]}`: {"/bin/sh", "-c", "a b"},
+		`{"Test":["NONE"]}`:            nil,
+		`{"Test":["CMD"]}`:             nil,
+		`{"Test":["CMD",""]}`:          nil,
+		`{"Test":["CMD-SHELL"," "]}`:   nil,
+		`{"Test":[""]}`:                nil,
+		`{"Test":[]}`:                  nil,
+		`{"Test":"CMD"}`:               nil,
+		`{`:                            nil,
+		``:                             nil,
+	} {
+		if diff := cmp.Diff(want, parseHealthCheck(map[string]string{healthCheckLabel: label}).words()); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", label, diff)
+		}
+	}
+}
+
+// FuzzHealthCheck: what nerdctl's labels say of a health check is none, or one that can
+// be run within a time.
+func FuzzHealthCheck(f *testing.F) {
+	f.Add(`{"Test":["CMD-SHELL","true"],"Timeout":30000000000}`, `[{"HostPort":80,"Protocol":"tcp"}]`)
+	f.Add(`{"Test":["CMD"],"Timeout":-1}`, `[{"HostPort":-80,"Protocol":"\u001b","HostIP":"x"}]`)
+	f.Add(`null`, `{}`)
+	f.Fuzz(func(t *testing.T, check, ports string) {
+		labels := map[string]string{healthCheckLabel: check, portsLabel: ports}
+		h := parseHealthCheck(labels)
+		if words := h.words(); (len(words) > 0) != (h.Timeout > 0) || h.Timeout > 2*time.Minute || len(words) > 0 && words[0] == "" {
+			t.Errorf("%q within %v", words, h.Timeout)
+		}
+		for _, p := range publishedPorts(labels) {
+			if _, err := json.Marshal(p); err != nil || strings.ContainsFunc(p, func(r rune) bool { return r <= ' ' || r > '~' }) {
+				t.Errorf("port %q", p)
+			}
+		}
+	})
+}
