@@ -23,7 +23,7 @@ import (
 // all do. osctl-health has waited for them, and its report stands; without one
 // they are asked now.
 func (m *machine) lacks(ctx context.Context) string {
-	if len(m.config.Health.RequiredUnits) == 0 {
+	if len(m.expects.Units.Required) == 0 {
 		return ""
 	}
 	kept, err := m.readReport()
@@ -34,7 +34,7 @@ func (m *machine) lacks(ctx context.Context) string {
 	}
 	var lacks []string
 	for _, c := range kept.Checks {
-		if c.Kind == health.KindUnit && !c.OK && slices.Contains(m.config.Health.RequiredUnits, c.Name) {
+		if c.Kind == health.KindUnit && !c.OK && slices.Contains(m.expects.Units.Required, c.Name) {
 			lacks = append(lacks, fmt.Sprintf("%s: %s", c.Name, c.Seen))
 		}
 	}

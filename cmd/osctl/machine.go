@@ -33,6 +33,8 @@ const (
 	machineConfig = "/etc/osctl/osctl.yaml"
 	imagePolicy   = "/usr/lib/osctl/policy.yaml"
 	machinePolicy = "/etc/osctl/policy.yaml"
+	imageHealth   = "/usr/lib/osctl/health.yaml"
+	machineHealth = "/etc/osctl/health.yaml"
 )
 
 // policyError is a policy that cannot be used: nothing is verified by it.
@@ -56,6 +58,8 @@ type machine struct {
 	boot    *boot.Store
 	ledger  *ledger.Store
 	log     *slog.Logger
+	expects config.Health
+	bad     error         // why what is expected is not what the machine's owner wrote
 	runner  *probe.Runner // of the operator's own checks; nil until there are any
 }
 
@@ -76,6 +80,7 @@ func (f *machineFlags) open(s streams) (*machine, error) {
 	if m.boot, err = boot.Open([2]string{c.Env[0], c.Env[1]}); err != nil {
 		return nil, err
 	}
+	m.expects, m.bad = loadHealth(c.Health)
 	if c.BootedSlot == config.Auto {
 		m.booted, m.err = device.BootedFrom("/proc/cmdline")
 	} else {
@@ -172,10 +177,11 @@ func (m *machine) containers() *workload.Reader {
 
 // gate is the configured health gate.
 func (m *machine) gate(b health.Baseline) health.Options {
+	e := m.expects
 	return health.Options{
-		Systemd: health.Systemd{Socket: m.config.Health.Systemd}, Containers: m.containers(), Network: gateNetwork{}, Baseline: b, Log: m.log,
-		RequiredUnits: m.config.Health.RequiredUnits, NetworkLevel: health.Level(m.config.Health.Network),
-		Deadline: time.Duration(m.config.Health.Deadline), Steady: time.Duration(m.config.Health.Soak), Probes: m.checks(),
+		Systemd: health.Systemd{Socket: m.config.Systemd.Address}, Containers: m.containers(), Network: gateNetwork{}, Baseline: b, Log: m.log,
+		RequiredUnits: e.Units.Required, Tolerated: e.Units.Tolerated, NetworkLevel: health.Level(e.Network), Probes: m.checks(),
+		Deadline: time.Duration(e.Deadline), Steady: time.Duration(e.Soak), Retry: time.Duration(e.Retry),
 	}
 }
 

@@ -61,6 +61,7 @@ func (p plain) create(public []byte) error {
 	slotA := append(running.Raw(), make([]byte, (slotMiB-imageMiB)<<20)...)
 	for name, content := range map[string][]byte{
 		"osctl.yaml":  []byte(p.yaml()),
+		"health.yaml": []byte(p.expects()),
 		"policy.yaml": []byte("apiVersion: osctl.kapernikov.com/v1\nkind: Policy\nkeys:\n  - name: release\n    file: release.pub\n"),
 		"release.pub": public, "A.img": slotA, "B.img": sample.Image{MiB: slotMiB, Seed: 99}.Raw(),
 		"efi/a": env, "efi/b": env, "data/osctl/ledger.json": state, "data/etc/A/upper/hostname": []byte("gateway-7\n"),
@@ -87,8 +88,15 @@ stateDir: %[1]s/data/osctl
 etcDir: %[1]s/data/etc
 runtimeDir: %[1]s/run
 containerd: {address: %[2]s, namespace: %[3]s, hostsDir: %[1]s/certs.d}
-health: {deadline: 1s, soak: 1ms, systemd: %[4]s}
+systemd: {address: %[4]s}
+health: %[1]s/health.yaml
 `, p.dir, p.containerd, p.namespace, p.systemd)
+}
+
+// expects is what its gate expects. The test's own machine may have scripts of
+// greenboot's.
+func (p plain) expects() string {
+	return fmt.Sprintf("apiVersion: osctl.kapernikov.com/v1\nkind: Gate\ndeadline: 1s\nsoak: 1ms\nunits: {}\nscripts: {timeout: 1s, folders: [%[1]s/image, %[1]s/etc]}\n", p.dir)
 }
 
 // state is what GRUB would find.

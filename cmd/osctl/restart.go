@@ -27,7 +27,7 @@ func reboot(ctx context.Context) error { return restart(ctx, rebootPatience, 0) 
 // was accepted and has led to nothing is followed by the next one; behind them all
 // stands the hardware watchdog, which is fed by the system manager alone.
 func (m *machine) rebootForGood(ctx context.Context) error {
-	patience := min(rebootPatience, time.Duration(m.config.Health.Deadline))
+	patience := min(rebootPatience, time.Duration(m.expects.Deadline))
 	return restart(ctx, patience, patience)
 }
 

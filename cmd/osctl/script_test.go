@@ -365,13 +365,18 @@ func lock(ts *testscript.TestScript, neg bool, _ []string) {
 	ts.Defer(func() { ts.Check(held.Release()) })
 }
 
-// config OLD NEW replaces text of the configuration, once.
+// config OLD NEW replaces text of the configuration, or of what the gate expects, once.
 func setConfig(ts *testscript.TestScript, neg bool, args []string) {
-	text := ts.ReadFile(of(ts).config())
-	if neg || len(args) != 2 || !strings.Contains(text, args[0]) {
-		ts.Fatalf("config: want OLD NEW, and OLD in:\n%s", text)
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: config OLD NEW")
 	}
-	ts.Check(os.WriteFile(of(ts).config(), []byte(strings.Replace(text, args[0], args[1], 1)), 0o600))
+	for _, file := range []string{of(ts).config(), of(ts).path("health.yaml")} {
+		if text := ts.ReadFile(file); strings.Contains(text, args[0]) {
+			ts.Check(os.WriteFile(file, []byte(strings.Replace(text, args[0], args[1], 1)), 0o600))
+			return
+		}
+	}
+	ts.Fatalf("config: %q is in neither file", args[0])
 }
 
 // fill FILE writes zeros until its file system is full.

@@ -161,6 +161,9 @@ func runUpgrade(ctx context.Context, o upgradeOptions, s streams) error {
 	if err := source.check(); err != nil {
 		return err
 	}
+	if m.bad != nil && !o.check && !o.downloadOnly {
+		return m.bad // the new system would get this file, and its gate be red
+	}
 	deps, err := m.upgrade(source.name())
 	if err != nil {
 		return err

@@ -1,5 +1,5 @@
-// Package config reads the YAML files of the machine: osctl.yaml and
-// policy.yaml. Unknown keys, wrong types and wrong values are errors that name
+// Package config reads the YAML files of the machine: osctl.yaml, policy.yaml and
+// health.yaml. Unknown keys, wrong types and wrong values are errors that name
 // file, line and what is allowed.
 //
 // It only parses: it applies no defaults that decide about trust, opens no device
@@ -21,7 +21,7 @@ import (
 	"github.com/goccy/go-yaml"
 )
 
-// apiVersion is the version of both formats.
+// apiVersion is the version of all formats.
 const apiVersion = "osctl.kapernikov.com/v1"
 
 // ErrInvalid says that a file is there and wrong.
@@ -59,7 +59,10 @@ type Config struct {
 	// Tries is how many boots a new system gets, 1 to 9.
 	Tries      int        `yaml:"tries"`
 	Containerd Containerd `yaml:"containerd"`
-	Health     Health     `yaml:"health"`
+	Systemd    Systemd    `yaml:"systemd"`
+	// Health is the file that says what the gate expects; empty means
+	// /etc/osctl/health.yaml or, without that, the image's own.
+	Health string `yaml:"health"`
 }
 
 // Slots are the devices of the slots, and of the rescue partition.
@@ -78,20 +81,10 @@ type Containerd struct {
 	HostsDir string `yaml:"hostsDir"`
 }
 
-// Health configures the gate.
-type Health struct {
-	// Deadline is how long a new system may take to become healthy.
-	Deadline Duration `yaml:"deadline"`
-	// Soak is how long it must then stay so.
-	Soak Duration `yaml:"soak"`
-	// RequiredUnits must be active.
-	RequiredUnits []string `yaml:"requiredUnits"`
-	// Network is what a route or a port that is gone means: required is that the gate
-	// is red, wanted that it is reported, ignore that nobody looks.
-	Network string `yaml:"network"`
-	// Systemd is the private D-Bus socket of the systemd to ask; empty means the
-	// one that runs this machine.
-	Systemd string `yaml:"systemd"`
+// Systemd says which system manager to ask.
+type Systemd struct {
+	// Address is its private D-Bus socket; empty means the one that runs this machine.
+	Address string `yaml:"address"`
 }
 
 // Duration is a time.Duration written as in Go: 30s, 5m.
@@ -120,7 +113,6 @@ func Defaults() Config {
 		Env:      []string{"/efi/osctl/a/grubenv", "/efi/osctl/b/grubenv"},
 		StateDir: "/data/osctl", EtcDir: "/data/etc", RuntimeDir: "/run/osctl", Tries: 3,
 		Containerd: Containerd{Address: "/run/containerd/containerd.sock", Namespace: "osctl", HostsDir: "/etc/containerd/certs.d"},
-		Health:     Health{Deadline: Duration(5 * time.Minute), Soak: Duration(30 * time.Second), Network: "required"},
 	}
 }
 
@@ -171,7 +163,7 @@ func readFile(name string) ([]byte, error) {
 	return data, err
 }
 
-// header is what both formats begin with.
+// header is what all formats begin with.
 type header struct {
 	APIVersion string `yaml:"apiVersion"`
 	Kind       string `yaml:"kind"`
@@ -208,14 +200,12 @@ func (c Config) check(d document) error {
 		return complain("env", fmt.Sprintf("%d files; expected are two copies", len(c.Env)))
 	case !slices.Contains([]string{Auto, "A", "B", "rescue"}, c.BootedSlot):
 		return complain("bootedSlot", fmt.Sprintf("%q; allowed are auto, A, B and rescue", c.BootedSlot))
-	case !slices.Contains([]string{"required", "wanted", "ignore"}, c.Health.Network):
-		return complain("health.network", fmt.Sprintf("%q; allowed are required, wanted and ignore", c.Health.Network))
 	}
 	for key, path := range map[string]string{
 		"env[0]": c.Env[0], "env[1]": c.Env[1], "stateDir": c.StateDir, "runtimeDir": c.RuntimeDir,
-		"containerd.address": c.Containerd.Address, "metrics": c.Metrics,
+		"containerd.address": c.Containerd.Address, "metrics": c.Metrics, "health": c.Health,
 	} {
-		if key == "metrics" && path == "" {
+		if path == "" && (key == "metrics" || key == "health") {
 			continue
 		}
 		if !filepath.IsAbs(path) {

@@ -21,12 +21,12 @@ func file(t *testing.T, text string) string {
 }
 
 func TestLoad(t *testing.T) {
-	name := file(t, head+"product: gateway\ntries: 5\nhealth:\n  deadline: 90s\n  requiredUnits: [ssh.service]\nslots: {A: /a, B: /b}\n")
+	name := file(t, head+"product: gateway\ntries: 5\nhealth: /h.yaml\nsystemd:\n  address: /s\nslots: {A: /a, B: /b}\n")
 	c, err := Load(filepath.Join(t.TempDir(), "none"), name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Product != "gateway" || c.Tries != 5 || c.Health.Deadline != Duration(90*time.Second) || c.Slots.B != "/b" || c.Env[1] != "/efi/osctl/b/grubenv" {
+	if c.Product != "gateway" || c.Tries != 5 || c.Health != "/h.yaml" || c.Systemd.Address != "/s" || c.Slots.B != "/b" || c.Env[1] != "/efi/osctl/b/grubenv" {
 		t.Errorf("Load = %+v", c)
 	}
 	if c, err := Load(filepath.Join(t.TempDir(), "none")); err != nil || c.StateDir != "/data/osctl" {
@@ -36,25 +36,22 @@ func TestLoad(t *testing.T) {
 
 func TestLoadRefuses(t *testing.T) {
 	for want, text := range map[string]string{
-		":3:1: unknown key \"prodct\"; allowed here: apiVersion, bootedSlot, containerd,":     head + "prodct: gateway\n",
-		":4:3: unknown key \"dedline\"; allowed here: deadline, network, requiredUnits, soak": head + "health:\n  dedline: 5m\n",
-		":3:15: unknown key \"C\"; allowed here: A, B, rescue":                                head + "slots: {A: a, C: b}\n",
-		":3:8: tries: expected is a whole number":                                             head + "tries: many\n",
-		":3:9: health: expected is a mapping; allowed here":                                   head + "health: good\n",
-		":3:6: env: expected is a list":                                                       head + "env: /a\n",
-		":3:7: env[0]: expected is text":                                                      head + "env: [[/a], /b]\n",
-		":4:13: health.deadline: expected is a duration":                                      head + "health:\n  deadline: [5m]\n",
-		"4:13: health.deadline: \"soon\" is no duration; write for example 30s":               head + "health:\n  deadline: soon\n",
-		":4:12: health.network: \"maybe\"; allowed are required, wanted and ignore":           head + "health:\n  network: maybe\n",
-		":3:8: tries: 0; allowed are 1 to 9":                                                  head + "tries: 0\n",
-		":4:12: containerd.address: \"run\"":                                                  head + "containerd:\n  address: run\n",
-		"a second document begins here":                                                       head + "---\nproduct: x\n",
-		"expected are two copies":                                                             head + "env: [/a]\n",
-		"bootedSlot: \"C\"":                                                                   head + "bootedSlot: C\n",
-		"stateDir: \"here\"":                                                                  head + "stateDir: here\n",
-		"kind \"Policy\"":                                                                     "apiVersion: osctl.kapernikov.com/v1\nkind: Policy\n",
-		"apiVersion \"v2\"":                                                                   "apiVersion: v2\nkind: Config\n",
-		":1:1: ":                                                                              "{",
+		":3:1: unknown key \"prodct\"; allowed here: apiVersion, bootedSlot, containerd,": head + "prodct: gateway\n",
+		":3:15: unknown key \"C\"; allowed here: A, B, rescue":                            head + "slots: {A: a, C: b}\n",
+		":3:8: tries: expected is a whole number":                                         head + "tries: many\n",
+		":3:6: env: expected is a list":                                                   head + "env: /a\n",
+		":3:7: env[0]: expected is text":                                                  head + "env: [[/a], /b]\n",
+		":3:9: health: expected is text":                                                  head + "health: {deadline: 5m}\n",
+		":3:9: health: \"h.yaml\"; expected is an absolute path":                          head + "health: h.yaml\n",
+		":3:8: tries: 0; allowed are 1 to 9":                                              head + "tries: 0\n",
+		":4:12: containerd.address: \"run\"":                                              head + "containerd:\n  address: run\n",
+		"a second document begins here":                                                   head + "---\nproduct: x\n",
+		"expected are two copies":                                                         head + "env: [/a]\n",
+		"bootedSlot: \"C\"":                                                               head + "bootedSlot: C\n",
+		"stateDir: \"here\"":                                                              head + "stateDir: here\n",
+		"kind \"Policy\"":                                                                 "apiVersion: osctl.kapernikov.com/v1\nkind: Policy\n",
+		"apiVersion \"v2\"":                                                               "apiVersion: v2\nkind: Config\n",
+		":1:1: ":                                                                          "{",
 	} {
 		name := file(t, text)
 		_, err := Load(name)
@@ -131,7 +128,7 @@ func TestLoadPolicyRefuses(t *testing.T) {
 }
 
 func FuzzLoad(f *testing.F) {
-	f.Add([]byte(head + "product: x\nhealth: {deadline: 5m}\n"))
+	f.Add([]byte(head + "product: x\nsystemd: {address: /s}\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		c := Defaults()
 		if _, err := decode("f", data, &c, "Config"); err != nil && !errors.Is(err, ErrInvalid) {

@@ -76,10 +76,11 @@ func (r *Runner) command(c Command) health.Probe {
 	}
 }
 
-// Wrong is a probe that fails because what should be asked is not known.
+// Wrong is a probe that fails because what should be asked is not known. It does not get
+// better by waiting, so a required one ends the gate.
 func Wrong(name string, level health.Level, err error) health.Probe {
 	return health.Probe{
-		Kind: health.KindConfig, Name: name, Level: level, Expected: "can be used", Once: true,
+		Kind: health.KindConfig, Name: name, Level: level, Expected: "can be used", Within: time.Second,
 		Run: func(context.Context) (string, bool) { return err.Error(), false },
 	}
 }

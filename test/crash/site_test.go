@@ -231,9 +231,11 @@ stateDir: %[1]s/data/osctl
 etcDir: %[1]s/data/etc
 runtimeDir: %[1]s/run
 containerd: {address: %[2]s, namespace: %[5]s, hostsDir: %[1]s/certs.d}
-health: {deadline: 5s, soak: 1ms, systemd: %[3]s}
+systemd: {address: %[3]s}
+health: %[1]s/health.yaml
 `, m.dir, m.containerd, m.systemd, booted, m.namespace))
 	}
+	m.writeFile(m.path("health.yaml"), []byte("apiVersion: osctl.kapernikov.com/v1\nkind: Gate\ndeadline: 5s\nsoak: 1ms\n"))
 	m.writeFile(m.path("policy.yaml"), []byte("apiVersion: osctl.kapernikov.com/v1\nkind: Policy\nkeys:\n  - name: release\n    file: release.pub\nrescue:\n  - name: rescue\n    file: release.pub\n"))
 	m.writeFile(m.path("release.pub"), m.public)
 }

@@ -154,8 +154,10 @@ stateDir: "%[1]s/data/osctl"
 etcDir: "%[1]s/data/etc"
 runtimeDir: "%[1]s/run"
 containerd: {address: %[2]s, namespace: %[3]s, hostsDir: "%[1]s/certs.d"}
-health: {deadline: 1s, soak: 1ms, systemd: %[4]s}
+systemd: {address: %[4]s}
+health: "%[1]s/health.yaml"
 `, m.dir, s.daemon.Address, m.namespace, s.systemd)),
+		"health.yaml": []byte("apiVersion: osctl.kapernikov.com/v1\nkind: Gate\ndeadline: 1s\nsoak: 1ms\n"),
 		"policy.yaml": []byte("apiVersion: osctl.kapernikov.com/v1\nkind: Policy\nkeys:\n  - name: release\n    file: release.pub\n"),
 		"release.pub": s.public, "efi/a": env, "efi/b": env, "A.img": s.runningA, "B.img": s.oldB,
 		"data/osctl/ledger.json": state, "data/etc/A/upper/hostname": []byte("gateway-7\n"),

@@ -14,6 +14,7 @@ SRC_URI = "\
     file://images/rootfs/etc/nerdctl \
     file://images/rootfs/etc/ssh \
     file://images/rootfs/usr/lib/osctl/osctl.yaml \
+    file://images/rootfs/usr/lib/osctl/health.yaml \
     file://policy/policy.yaml \
     file://containerd.conf \
 "
@@ -54,6 +55,7 @@ do_install() {
     sed 's/^product: .*/product: ${OSCTL_PRODUCT}/' ${S}/images/rootfs/usr/lib/osctl/osctl.yaml \
         > ${D}${nonarch_libdir}/osctl/osctl.yaml
     grep -qx 'product: ${OSCTL_PRODUCT}' ${D}${nonarch_libdir}/osctl/osctl.yaml || bbfatal "osctl.yaml has no line for the product"
+    install -m 0644 ${S}/images/rootfs/usr/lib/osctl/health.yaml ${D}${nonarch_libdir}/osctl/health.yaml
     policy=${OSCTL_POLICY}
     install -m 0644 ${policy:-${S}/policy/policy.yaml} ${D}${nonarch_libdir}/osctl/policy.yaml
     for key in ${OSCTL_KEYS}; do
@@ -72,7 +74,7 @@ do_install() {
     fi
 
     # Names of Debian that the shared configuration has: the unit of sshd in
-    # osctl.yaml, the folder of CNI's plugins in nerdctl.toml.
+    # health.yaml, the folder of CNI's plugins in nerdctl.toml.
     install -d ${D}${systemd_system_unitdir}/containerd.service.d
     ln -s sshd.service ${D}${systemd_system_unitdir}/ssh.service
     ln -s ../libexec/cni ${D}${nonarch_libdir}/cni
