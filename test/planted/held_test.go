@@ -3,7 +3,7 @@ package planted
 // heldFaults are in what is held of the workloads for a rollback, and when.
 func heldFaults() []fault {
 	return []fault{
-		{"images: an upgrade holds nothing", "upgrade/images.go", "err := r.Images.Keep(ctx, r.Booted); err != nil", "false", "upgrade TestImagesOfAnUpgrade", true},
+		{"images: an upgrade holds nothing", "upgrade/images.go", "err := r.Images.Keep(ctx, r.Booted); err != nil", "err := error(nil); err != nil", "upgrade TestImagesOfAnUpgrade", true},
 		{"images: an upgrade goes on without them", "upgrade/images.go", "return fmt.Errorf(\"keeping the images of what runs now: %w\", err)", "r.Log.Warn(fmt.Sprint(err))", "upgrade TestImagesOfAnUpgrade", true},
 		{"images: what the old system needed stays", "upgrade/images.go", "err := r.Images.Drop(ctx, r.result.Slot); err != nil", "err := error(nil); err != nil", "upgrade TestImagesOfAnUpgrade", true},
 		{"images: a rollback holds nothing", "upgrade/images.go", "\tif proven {", "\tif false {", "upgrade TestImagesOfARollback", true},
@@ -25,10 +25,10 @@ func spaceFaults() []fault {
 // daemonFaults are those that only a test with real daemons notices.
 func daemonFaults() []fault {
 	return []fault{
-		{"images: nothing is held", "lease/lease.go", "leases.Resource{ID: digest, Type: \"content\"}", "leases.Resource{ID: \"x\", Type: \"ingests\"}", "lease TestPrunedImageComesBack TestMovedNameStays", true},
+		{"images: nothing is held", "lease/lease.go", "leases.Resource{ID: digest, Type: \"content\"}", "leases.Resource{ID: digest, Type: \"ingests\"}", "lease TestPrunedImageComesBack TestMovedNameStays", true},
 		{"images: leases expire", "lease/lease.go", "leases.WithLabels(l.Labels))", "leases.WithLabels(l.Labels), leases.WithExpiration(time.Hour))", "lease TestPrunedImageComesBack", true},
 		{"images: one slot takes from the other", "lease/lease.go", "l.ID == keep || l.Labels[slotLabel] != string(slot)", "l.ID == keep", "lease TestMovedNameStays TestReplaced", true},
-		{"images: what was held before stays", "lease/lease.go", "l.ID == keep || l.Labels[slotLabel] != string(slot)", "true", "lease TestReplaced TestCuts TestPrunedImageComesBack", true},
+		{"images: what was held before stays", "lease/lease.go", "l.ID == keep || l.Labels[slotLabel] != string(slot)", "l.ID == keep || l.ID != \"\"", "lease TestReplaced TestCuts TestPrunedImageComesBack", true},
 		{"images: a lease that is there is taken for filled", "lease/lease.go", "\t\tfor _, img := range images {\n\t\t\tif err := s.hold", "\t\tfor _, img := range images {\n\t\t\tif slices.ContainsFunc(s.leases, func(o leases.Lease) bool { return o.ID == keep }) {\n\t\t\t\tbreak\n\t\t\t}\n\t\t\tif err := s.hold", "lease TestCuts", true},
 		{"images: what stands still is held", "lease/lease.go", " && (c.Status == health.Running || c.Restart != \"\")", "", "lease TestReplaced TestPrunedImageComesBack", true},
 		{"images: osctl's own namespace", "lease/lease.go", "if name == k.Own {", "if false {", "lease TestSpaces", true},
