@@ -164,6 +164,36 @@ func program(t *testing.T) map[string]*ast.File {
 	return files
 }
 
+// TestNamedTests holds that the tests which the documents name exist.
+func TestNamedTests(t *testing.T) {
+	named := regexp.MustCompile("`([a-z]+)\\.(Test[A-Za-z0-9]+)`")
+	sources := map[string]string{}
+	found := 0
+	for _, page := range pages(t) {
+		for _, m := range named.FindAllStringSubmatch(read(t, page), -1) {
+			found++
+			pkg, test := m[1], m[2]
+			if _, known := sources[pkg]; !known {
+				for _, top := range []string{"", "pkg", "cmd", "test"} {
+					files, err := filepath.Glob(filepath.Join("..", top, pkg, "*_test.go"))
+					if err != nil {
+						t.Fatal(err)
+					}
+					for _, file := range files {
+						sources[pkg] += read(t, file)
+					}
+				}
+			}
+			if !strings.Contains(sources[pkg], "\nfunc "+test+"(t ") {
+				t.Errorf("%s: there is no test %s.%s", page, pkg, test)
+			}
+		}
+	}
+	if found < 40 {
+		t.Errorf("only %d tests are named", found)
+	}
+}
+
 func TestExitCodes(t *testing.T) {
 	want := map[string]bool{}
 	ast.Inspect(program(t)["exit.go"], func(n ast.Node) bool {
