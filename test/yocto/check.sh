@@ -209,9 +209,10 @@ is() {
 	echo "$1 = $have"
 }
 
-# has NAME WORD... and lacks NAME PATTERN hold a variable of the image to its words.
+# has NAME WORD... and lacks NAME PATTERN hold a variable of the image, or of $recipe,
+# to its words.
 has() {
-	run var bitbake-getvar -q --value -r image-kapernikov "$1"
+	run var bitbake-getvar -q --value -r "${recipe:-image-kapernikov}" "$1"
 	local word
 	for word in "${@:2}"; do
 		tr -s '[:space:]' '\n' <"$log/var" | grep -qxF "$word" || fail "$1 has no $word"
@@ -239,6 +240,11 @@ proof_vars() {
 	is OSCTL_PRODUCT "kapernikov-genericx86-64"
 	has INHERIT_DISTRO create-spdx
 	has DISTRO_FEATURES systemd usrmerge virtualization osctl
+	# Rules by nftables alone; the list of packages is copied once it has been written.
+	recipe=iptables has PACKAGECONFIG libnftnl
+	run var bitbake-getvar -q --value -r image-kapernikov ROOTFS_POSTUNINSTALL_COMMAND
+	grep -q 'write_image_manifest.* osctl_contents' <(tr -s '[:space:]' ' ' <"$log/var") ||
+		fail "osctl_contents does not follow write_image_manifest; see $log/var"
 
 	# What the overlay for development adds arrives in the image.
 	build=$cache/dev
