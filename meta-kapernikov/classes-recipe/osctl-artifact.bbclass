@@ -12,9 +12,11 @@
 #
 # Signing and pushing are tasks of the build only if these are set:
 #
-#   OSCTL_SIGN_KEY     path of the private key (cosign.key). Its password is taken
-#                      from COSIGN_PASSWORD of the environment that bitbake was
-#                      called in, where neither a log nor a variable shows it
+#   OSCTL_SIGN_KEY     path of the private key (cosign.key)
+#   OSCTL_SIGN_PASSWORD_FILE
+#                      path of a file with its password. Without one it is taken from
+#                      COSIGN_PASSWORD of the environment that bitbake was called in,
+#                      which kas does not hand on. No variable has the password itself
 #   OSCTL_PUSH_REF     reference to push to, for example
 #                      registry.example.com/os:${OSCTL_VERSION}; needs OSCTL_SIGN_KEY.
 #                      Credentials are those of the caller's docker login
@@ -27,6 +29,7 @@ OSCTL_EPOCH ??= "0"
 OSCTL_MIN_VERSION ??= ""
 OSCTL_SLOT_SIZE ??= "2048"
 OSCTL_SIGN_KEY ??= ""
+OSCTL_SIGN_PASSWORD_FILE ??= ""
 OSCTL_PUSH_REF ??= ""
 
 # The image that the artifact is made of, byte for byte, and the layout's name.
@@ -44,6 +47,7 @@ python () {
     osctl_require(d, "OSCTL_PRODUCT", "set it in the distro to the kind of machine that the image is for")
     osctl_require(d, "OSCTL_VERSION", "set it in the distro to the version of this release")
     osctl_require_files(d, "OSCTL_SIGN_KEY")
+    osctl_require_files(d, "OSCTL_SIGN_PASSWORD_FILE")
     if not d.getVar("OSCTL_PUSH_REF"):
         return
     osctl_require(d, "OSCTL_SIGN_KEY", "OSCTL_PUSH_REF is, and no machine accepts an unsigned image; "
@@ -127,12 +131,17 @@ osctl_caller[vardepsexclude] += "BB_ORIGENV"
 python do_osctl_sign() {
     layout = os.path.join(d.getVar("DEPLOY_DIR_IMAGE"), d.getVar("OSCTL_LAYOUT"))
     environment = osctl_caller(d)
+    file = d.getVar("OSCTL_SIGN_PASSWORD_FILE")
+    if file:
+        with open(file) as password:
+            environment["COSIGN_PASSWORD"] = password.read().rstrip("\n")
     if "COSIGN_PASSWORD" not in environment:
-        bb.fatal("COSIGN_PASSWORD is not set: export the password of OSCTL_SIGN_KEY, which may be empty, before the build")
+        bb.fatal("OSCTL_SIGN_PASSWORD_FILE is not set: set it to the path of a file with the password of OSCTL_SIGN_KEY, "
+                 "which may be empty, or export COSIGN_PASSWORD where bitbake is called without kas")
     osctl_run(d, "sign", layout, "--key", d.getVar("OSCTL_SIGN_KEY"), environment=environment)
 }
 do_osctl_sign[nostamp] = "1"
-do_osctl_sign[vardepsexclude] += "OSCTL_SIGN_KEY"
+do_osctl_sign[vardepsexclude] += "OSCTL_SIGN_KEY OSCTL_SIGN_PASSWORD_FILE"
 
 python do_osctl_push() {
     layout = os.path.join(d.getVar("DEPLOY_DIR_IMAGE"), d.getVar("OSCTL_LAYOUT"))

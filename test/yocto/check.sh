@@ -70,7 +70,7 @@ printf '[safe]\n\tdirectory = *\n' >"$cache/home/.gitconfig"
 export LANG=en_US.UTF-8
 gotools=$(dirname "$(command -v go)")
 bitbakePath=$layers/bitbake/bin:$layers/openembedded-core/scripts:/usr/bin:/usr/sbin:/bin:/sbin:$gotools
-export BB_ENV_PASSTHROUGH_ADDITIONS="TCLIBC OSCTL_PRODUCT OSCTL_VERSION OSCTL_KEYS OSCTL_SIGN_KEY OSCTL_PUSH_REF OSCTL_SLOT_SIZE HOST_IMAGE_SIZE EXTRA_IMAGE_FEATURES"
+export BB_ENV_PASSTHROUGH_ADDITIONS="TCLIBC OSCTL_PRODUCT OSCTL_VERSION OSCTL_KEYS OSCTL_SIGN_KEY OSCTL_SIGN_PASSWORD_FILE OSCTL_PUSH_REF OSCTL_SLOT_SIZE HOST_IMAGE_SIZE EXTRA_IMAGE_FEATURES"
 
 # run NAME COMMAND... runs in the build folder, with its output in a log.
 run() {

@@ -58,6 +58,7 @@ refusals() {
 	refuses $image OSCTL_VERSION= "OSCTL_VERSION is not set"
 	refuses $image OSCTL_PUSH_REF=registry.example.com/os:1 "OSCTL_SIGN_KEY is not set"
 	refuses $image OSCTL_SIGN_KEY=/nowhere/cosign.key "OSCTL_SIGN_KEY: there is no file /nowhere/cosign.key"
+	refuses $image OSCTL_SIGN_PASSWORD_FILE=/nowhere/password "OSCTL_SIGN_PASSWORD_FILE: there is no file /nowhere/password"
 	refuses $image EXTRA_IMAGE_FEATURES=empty-root-password "IMAGE_FEATURES has empty-root-password: set OSCTL_AUTHORIZED_KEYS"
 	refuses recipes-core/osctl-conf/osctl-conf.bb OSCTL_KEYS= "OSCTL_KEYS is not set"
 	refuses recipes-core/osctl-conf/osctl-conf.bb OSCTL_KEYS=/nowhere/release.pub "OSCTL_KEYS: there is no file /nowhere/release.pub"
@@ -122,6 +123,13 @@ artifact() {
 	"${COSIGN:-cosign}" verify --key "$cache/keys/secret.pub" --insecure-ignore-tlog --allow-insecure-registry "$addr/os:1" >"$log/verify" 2>&1 ||
 		fail "cosign does not verify what was pushed; see $log/verify"
 	echo "cosign verifies $addr/os:1"
+	# Without that variable, as under kas.
+	echo "$secret" >"$cache/keys/password"
+	run artifact-file env OSCTL_SIGN_PASSWORD_FILE="$cache/keys/password" bitbake osctl-test-image
+	if (cd "$build" && env PATH="$bitbakePath" bitbake osctl-test-image) >"$log/no-password" 2>&1; then
+		fail "a build signs without a password"
+	fi
+	grep -o 'OSCTL_SIGN_PASSWORD_FILE is not set.*' "$log/no-password" | head -n 1
 	if grep -rlF "$secret" "$log" "$build"/{tmp,sstate-cache,cache}; then
 		fail "the key's password is in these files"
 	fi
