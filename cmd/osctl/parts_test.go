@@ -184,6 +184,19 @@ func leftover(ts *testscript.TestScript, neg bool, _ []string) {
 	}
 }
 
+// collect lets containerd collect its garbage, and waits for it: what no lease and no
+// image holds is gone, and the lease that is deleted for it held nothing.
+func collect(ts *testscript.TestScript, neg bool, _ []string) {
+	s := of(ts)
+	if neg {
+		ts.Fatalf("unsupported: ! collect")
+	}
+	for _, args := range [][]string{{"leases", "create", "--id", "collect"}, {"leases", "delete", "--sync", "collect"}} {
+		_, err := s.ctr(args...)
+		ts.Check(err)
+	}
+}
+
 // tmpfs DIR SIZE mounts a file system of that size until the script ends.
 func tmpfs(ts *testscript.TestScript, neg bool, args []string) {
 	dir := ts.MkAbs(args[0])

@@ -84,7 +84,7 @@ func runScripts(t *testing.T, dir string, machine plain) {
 			"keep": keep, "damage": damage, "committed": committedOnce,
 			"mixed": mixed, "foreign": foreign, "stalled": stalled, "finished": finished, "leftover": leftover,
 			"app": pullApp, "nerdctl": runNerdctl, "noregistry": noRegistry, "held": held,
-			"tmpfs": tmpfs, "loop": loop, "mounted": mounted,
+			"collect": collect, "tmpfs": tmpfs, "loop": loop, "mounted": mounted,
 		},
 	})
 }

@@ -206,19 +206,26 @@ func TestWriteExt4SaysWhy(t *testing.T) {
 	}
 }
 
+// needRoot skips what uses loop devices and mounts, where that cannot be.
+func needRoot(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("uses loop devices and mounts")
+	}
+	needPrograms(t, "mount")
+	if os.Geteuid() != 0 {
+		if os.Getenv("CI") != "" {
+			t.Fatal("loop devices and mounts need root")
+		}
+		t.Skip("loop devices and mounts need root")
+	}
+}
+
 // loopDevice attaches a new file of size bytes to a loop device.
 func loopDevice(t *testing.T, size int64, options ...string) string {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("uses a loop device")
-	}
-	needPrograms(t, "losetup", "partx", "mkfs.ext4", "mount")
-	if os.Geteuid() != 0 {
-		if os.Getenv("CI") != "" {
-			t.Fatal("loop devices need root")
-		}
-		t.Skip("loop devices need root")
-	}
+	needRoot(t)
+	needPrograms(t, "losetup", "partx", "mkfs.ext4")
 	path := filepath.Join(t.TempDir(), "backing.img")
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		t.Fatal(err)
