@@ -13,7 +13,7 @@ import (
 // Errors of a Store, for callers that branch.
 var (
 	// ErrUnknown: no copy is valid, so nothing says which slot is proven. GRUB then
-	// tries slot A and slot B. Commit is the way out: it names the running slot.
+	// boots slot A and slot B by turns. Commit is the way out: it names the running slot.
 	ErrUnknown = errors.New("no copy of the boot state is valid")
 	// ErrOneCopy: the change is in effect, but one copy could not be written, and
 	// the next fault of the other one loses the state. A warning.

@@ -65,7 +65,7 @@ type Options struct {
 	RescueSize  int64
 	WriteRescue func(ctx context.Context, partition *disk.Device) error
 	// EnvA and EnvB are the first content of the two env copies, 1024 bytes
-	// each.
+	// each. EnvA is also that of the file in which GRUB counts when both are lost.
 	EnvA, EnvB []byte
 	// Ledger is the first content of osctl/ledger.json on the data partition.
 	Ledger []byte
@@ -266,6 +266,7 @@ func fill(ctx context.Context, sections map[string]*disk.Device, seed string, op
 	files = append(files,
 		disk.File{Path: "osctl/a/grubenv", Content: opts.EnvA},
 		disk.File{Path: "osctl/b/grubenv", Content: opts.EnvB},
+		disk.File{Path: "osctl/lost/grubenv", Content: opts.EnvA},
 	)
 	// Its first sync makes the cleared partitions durable too.
 	return disk.WriteESP(sections[disk.LabelBoot], files)

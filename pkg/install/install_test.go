@@ -203,7 +203,7 @@ func checkDisk(t *testing.T, opts Options, partitions []disk.Partition, image []
 	run(t, "fsck.vfat", "-n", esp)
 	for path, want := range map[string][]byte{
 		"EFI/BOOT/BOOTX64.EFI": loader(), "EFI/BOOT/grub.cfg": goodFiles()["grub.cfg"],
-		"osctl/a/grubenv": opts.EnvA, "osctl/b/grubenv": opts.EnvB,
+		"osctl/a/grubenv": opts.EnvA, "osctl/b/grubenv": opts.EnvB, "osctl/lost/grubenv": opts.EnvA,
 	} {
 		if got := run(t, "mtype", "-i", esp, "::"+path); got != string(want) {
 			t.Errorf("%s on the ESP has %d bytes, or other ones than the %d wanted", path, len(got), len(want))

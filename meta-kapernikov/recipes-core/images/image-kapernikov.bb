@@ -51,6 +51,7 @@ IMAGE_BOOT_FILES = "\
     osctl-grub.cfg;EFI/BOOT/grub.cfg \
     osctl-grubenv;osctl/a/grubenv \
     osctl-grubenv;osctl/b/grubenv \
+    osctl-grubenv;osctl/lost/grubenv \
 "
 # Size of the data partition of the disk in MiB; osctl install takes all that a disk has.
 OSCTL_DATA_SIZE ?= "1024"
