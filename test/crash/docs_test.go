@@ -99,3 +99,43 @@ func anyBegins(known map[string]bool, prefix string) bool {
 	}
 	return false
 }
+
+// TestEachFaultNamesItsTests: the table of faults has each number, and each names a
+// test, or a script that is there.
+func TestEachFaultNamesItsTests(t *testing.T) {
+	const first, last = 28, 46
+	known := testFunctions(t)
+	scripts, err := filepath.Glob(filepath.Join(need.Top(), "cmd/osctl/testdata/*/*.txtar"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range scripts {
+		known[strings.TrimSuffix(filepath.Base(name), ".txtar")] = true
+	}
+	text, err := os.ReadFile(filepath.Join(need.Top(), "docs/faults.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	row := regexp.MustCompile(`(?m)^\| (\d+) \|.*\| ([^|]+) \|$`)
+	var numbers []int
+	for _, m := range row.FindAllStringSubmatch(string(text), -1) {
+		n, _ := strconv.Atoi(m[1]) //nolint:errcheck // the pattern is a number
+		numbers = append(numbers, n)
+		tests := regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(m[2], -1)
+		if len(tests) == 0 {
+			t.Errorf("fault %d names no test", n)
+		}
+		for _, name := range tests {
+			if !known[name[1]] {
+				t.Errorf("fault %d names %s, and there is no such test", n, name[1])
+			}
+		}
+	}
+	var want []int
+	for n := first; n <= last; n++ {
+		want = append(want, n)
+	}
+	if !slices.Equal(numbers, want) {
+		t.Errorf("the faults are %v, want %v", numbers, want)
+	}
+}
