@@ -52,8 +52,10 @@ func (m *machine) dataReady() error {
 // written now could not be armed later.
 func (m *machine) bootReady() error {
 	if m.config.BootedSlot == config.Auto {
-		if err := onPartition(m.config.Env[0], "boot"); err != nil {
-			return err
+		for _, file := range m.config.Env {
+			if err := onPartition(file, "boot"); err != nil {
+				return err
+			}
 		}
 	}
 	return m.boot.Rewrite()
@@ -66,12 +68,13 @@ func onPartition(file, label string) error {
 	if err != nil {
 		return err
 	}
-	var have, want unix.Stat_t
+	var want unix.Stat_t
 	if err := unix.Stat(dev, &want); err != nil {
 		return &os.PathError{Op: "stat", Path: dev, Err: err}
 	}
-	if err := unix.Stat(filepath.Dir(file), &have); err != nil {
-		return fmt.Errorf("is it mounted? %w", &os.PathError{Op: "stat", Path: filepath.Dir(file), Err: err})
+	have, err := statAbove(file)
+	if err != nil {
+		return err
 	}
 	if have.Dev != want.Rdev {
 		return fmt.Errorf("%s is not on %s, the partition %q of this machine's disk; mount that one", file, dev, label)
@@ -82,14 +85,25 @@ func onPartition(file, label string) error {
 // sameFileSystem reports whether a path, or the nearest folder above it that
 // exists, is on the same file system as another.
 func sameFileSystem(a, b string) bool {
-	var x, y unix.Stat_t
-	if unix.Stat(a, &x) != nil {
-		return false
+	x, errA := statAbove(a)
+	y, errB := statAbove(b)
+	return errA == nil && errB == nil && x.Dev == y.Dev
+}
+
+// statAbove is of a path, or of the nearest folder above it that exists: what is
+// missing would be made there.
+func statAbove(path string) (unix.Stat_t, error) {
+	var st unix.Stat_t
+	for {
+		err := unix.Stat(path, &st)
+		if err == nil {
+			return st, nil
+		}
+		if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR) || path == "/" || path == "." {
+			return st, &os.PathError{Op: "stat", Path: path, Err: err}
+		}
+		path = filepath.Dir(path)
 	}
-	for unix.Stat(b, &y) != nil && b != "/" {
-		b = filepath.Dir(b)
-	}
-	return x.Dev == y.Dev
 }
 
 // room refuses when the data partition has less room than packs of that many
