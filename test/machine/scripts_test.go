@@ -233,6 +233,34 @@ func TestRescuePartitions(t *testing.T) {
 	}
 }
 
+// The data partition is mounted in the first way that works, as in a slot: another
+// file system than ext4, and one that only can be read, tell of this machine too.
+func TestRescueData(t *testing.T) {
+	s := newStage(t)
+	text, err := os.ReadFile(script("rescue/init"))
+	s.check(err)
+	function := regexp.MustCompile(`(?ms)^mount_data\(\) \{$.*?^\}$`).Find(text)
+	if function == nil {
+		t.Fatal("images/rescue/init has no function mount_data")
+	}
+	const cannot = "osctl rescue: the data partition /dev/vda5 cannot be mounted\n"
+	for works, want := range map[string]string{
+		"-t ext4 -o noatime":   "mounted\n",
+		"-t btrfs -o noatime":  "mounted\n",
+		"-t ext4 -o ro":        "mounted\n",
+		"-t ext4 -o ro,noload": "mounted\n",
+		"-t btrfs -o ro":       "mounted\n",
+		"-t vfat -o noatime":   cannot,
+		"":                     cannot,
+	} {
+		s.write("try", fmt.Sprintf("mount() { [ \"$*\" = '%s /dev/vda5 /data' ]; }\n%s\nmount_data /dev/vda5 && echo mounted\n", works, function))
+		said, _, err := s.run("", "sh", filepath.Join(s.dir, "try"))
+		if said != want || (err == nil) != (want == "mounted\n") {
+			t.Errorf("where only %q works: %q, %v", works, said, err)
+		}
+	}
+}
+
 // The network comes up by DHCP on every Ethernet port, or as ip= says; what does not
 // answer is a failure, and the next attempt begins anew.
 func TestRescueNetwork(t *testing.T) {
