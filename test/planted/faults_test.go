@@ -7,6 +7,7 @@ func faults() []fault {
 	return slices.Concat(
 		trustFaults(), proofFaults(), imageFaults(), machineFaults(), rehearsalFaults(),
 		gateFaults(), workloadFaults(), verdictFaults(), shownFaults(), heldFaults(), spaceFaults(), probeFaults(),
+		bootFaults(),
 	)
 }
 

@@ -16,7 +16,7 @@ import (
 // fault is one check that is switched off, and the test that must notice.
 type fault struct {
 	name     string
-	file     string // below pkg
+	file     string // below pkg; a script is "../" and its path in the checkout
 	old, new string // old is there exactly once
 	tests    string // package and names: "trust TestA TestB"; each must turn red
 	rare     bool   // only built with OSCTL_EXHAUSTIVE; else it must only apply
@@ -56,10 +56,10 @@ func pattern(tests []string) string { return "^(" + strings.Join(tests, "|") + "
 func (f fault) turnsRed(t *testing.T) {
 	words := strings.Fields(f.tests)
 	pkg, tests := words[0], words[1:]
-	binary := f.build(t, pkg)
+	binary, dir := f.build(t, pkg)
 	cmd := exec.CommandContext(t.Context(), "/bin/sh", "-c", `ulimit -v "$1" && shift && exec "$@"`, "sh", most,
-		binary, "-test.run", pattern(tests), "-test.short="+strconv.FormatBool(!f.daemons()), "-test.timeout", "8m")
-	cmd.Dir = filepath.Join(need.Top(), "pkg", pkg)
+		binary, "-test.run", pattern(tests), "-test.short="+strconv.FormatBool(!f.daemons() && !slices.Contains(toolPackages(), pkg)), "-test.timeout", "8m")
+	cmd.Dir = dir
 	out, err := cmd.CombinedOutput()
 	switch {
 	case err == nil:
@@ -94,28 +94,43 @@ func (f fault) applies(t *testing.T) (path, source string) {
 	return path, string(data)
 }
 
-// build compiles the tests of a package with the fault in one file.
-func (f fault) build(t *testing.T, pkg string) string {
+// build compiles the tests of a package with the fault in one file, and says where
+// they have to run.
+func (f fault) build(t *testing.T, pkg string) (binary, dir string) {
 	t.Helper()
 	path, source := f.applies(t)
-	dir := t.TempDir()
-	changed, overlay, binary := filepath.Join(dir, "changed.go"), filepath.Join(dir, "overlay.json"), filepath.Join(dir, "tests")
-	replace, err := json.Marshal(map[string]map[string]string{"Replace": {path: changed}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, data := range map[string]string{changed: strings.Replace(source, f.old, f.new, 1), overlay: string(replace)} {
-		if err := os.WriteFile(name, []byte(data), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
+	scratch := t.TempDir()
+	dir, binary = filepath.Join(need.Top(), "pkg", pkg), filepath.Join(scratch, "tests")
+	text := strings.Replace(source, f.old, f.new, 1)
 	// Without symbols for a debugger the linker is done in half the time.
-	cmd := exec.CommandContext(t.Context(), "go", "test", "-c", "-vet=off", "-ldflags=-s -w", "-overlay", overlay, "-o", binary, "./pkg/"+pkg)
+	args := []string{"test", "-c", "-vet=off", "-ldflags=-s -w", "-o", binary}
+	if strings.HasSuffix(path, ".go") {
+		args = append(args, "-overlay", overlay(t, scratch, path, text))
+	} else {
+		dir = checkout(t, pkg, path, text)
+	}
+	cmd := exec.CommandContext(t.Context(), "go", append(args, "./pkg/"+pkg)...)
 	cmd.Dir = need.Top()
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("the fault does not compile: %v\n%s", err, tail(out))
 	}
-	return binary
+	return binary, dir
+}
+
+// overlay tells the go command to read a text in the place of a file.
+func overlay(t *testing.T, scratch, path, text string) string {
+	t.Helper()
+	changed, list := filepath.Join(scratch, "changed.go"), filepath.Join(scratch, "overlay.json")
+	replace, err := json.Marshal(map[string]map[string]string{"Replace": {path: changed}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, data := range map[string]string{changed: text, list: string(replace)} {
+		if err := os.WriteFile(name, []byte(data), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return list
 }
 
 // tail is the end of what a command said.
@@ -131,7 +146,7 @@ func tail(out []byte) string {
 func noteSources(t *testing.T) {
 	t.Helper()
 	files := 0
-	for _, pattern := range []string{"go.mod", "pkg/*/*.go", "test/*/*.go"} {
+	for _, pattern := range []string{"go.mod", "pkg/*/*.go", "test/*/*.go", "images/grub-boot.cfg", "images/rootfs/usr/lib/osctl/boot/grub.cfg"} {
 		names, err := filepath.Glob(filepath.Join(need.Top(), pattern))
 		if err != nil {
 			t.Fatal(err)
