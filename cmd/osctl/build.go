@@ -45,7 +45,7 @@ become ext4) into an OCI image layout. Equal inputs give equal digests.
 	f.StringVar(&o.Kernel, "kernel", "/boot/vmlinuz", "path of the kernel in the root file system")
 	f.StringVar(&o.Initrd, "initrd", "/boot/initrd.img", "path of the initrd in the root file system; empty for none")
 	f.StringVar(&o.created, "created", "", "time of the release, RFC 3339 (default: SOURCE_DATE_EPOCH, else the newest time in the root file system)")
-	f.Int64Var(&o.sizeMiB, "size", 0, "size of the ext4 in `MiB` when it is made here (default: as small as it fits)")
+	f.Int64Var(&o.sizeMiB, "size", 0, "size in `MiB` of the ext4 that is made of a directory or a tar (default: as small as it fits)")
 	f.BoolVar(&o.json, "json", false, "print the result as JSON")
 	return cmd
 }

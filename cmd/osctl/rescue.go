@@ -250,22 +250,26 @@ func runRescue(ctx context.Context, o rescueOptions, s streams) error {
 	return printSurvey(s.out, survey)
 }
 
+// begin opens the machine for the commands that write slots.
+func (o rescueOptions) begin(s streams) (m *machine, deps rescue.Machine, d display, err error) {
+	if m, err = o.inRescue(s); err != nil {
+		return m, deps, d, err
+	}
+	if err = m.oneDisk(); err != nil {
+		return m, deps, d, err
+	}
+	if deps, err = m.rescue(); err != nil {
+		return m, deps, d, err
+	}
+	d, err = o.display(s)
+	return m, deps, d, err
+}
+
 func runRescueRepair(ctx context.Context, o rescueOptions, s streams) (err error) {
 	if o.from != "" && o.reference != "" {
 		return usageError{errors.New("both --from and a reference; name one source")}
 	}
-	m, err := o.inRescue(s)
-	if err != nil {
-		return err
-	}
-	if err := m.oneDisk(); err != nil {
-		return err
-	}
-	deps, err := m.rescue()
-	if err != nil {
-		return err
-	}
-	display, err := o.display(s)
+	m, deps, display, err := o.begin(s)
 	if err != nil {
 		return err
 	}
@@ -324,18 +328,7 @@ func (m *machine) repaired(s streams, r rescue.Result) error {
 }
 
 func runRescueAuto(ctx context.Context, o rescueOptions, s streams) error {
-	m, err := o.inRescue(s)
-	if err != nil {
-		return err
-	}
-	if err := m.oneDisk(); err != nil {
-		return err
-	}
-	deps, err := m.rescue()
-	if err != nil {
-		return err
-	}
-	display, err := o.display(s)
+	m, deps, display, err := o.begin(s)
 	if err != nil {
 		return err
 	}

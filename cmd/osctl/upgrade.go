@@ -71,7 +71,7 @@ goes back by itself. The same command again goes on where it stopped.
 	o.rehearseFlag.add(cmd.Flags())
 	f := cmd.Flags()
 	f.BoolVar(&o.check, "check", false, "only say whether there is something to install (exit code 10)")
-	f.BoolVar(&o.downloadOnly, "download-only", false, "fetch the packs and leave the slot alone")
+	f.BoolVar(&o.downloadOnly, "download-only", false, "fetch the packs and leave the slot alone; a later upgrade asks the registry for the signatures only")
 	f.StringVar(&o.from, "from", "", "install from an OCI layout `folder or archive`, without network or containerd's content")
 	f.StringVar(&o.digest, "digest", "", "install exactly this `sha256:…`")
 	f.BoolVar(&o.retry, "retry", false, "permit an image that failed its trial here")
