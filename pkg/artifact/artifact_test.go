@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -168,12 +169,22 @@ func TestBuildFromADirectory(t *testing.T) {
 	}
 }
 
-// Other times of access and change, another order of creation, another day.
+// Other times of access and change, another order of creation, another machine: its
+// zone, its language, its idea of what an ext4 is like, and the file mode mask.
 func TestBuildIsReproducible(t *testing.T) {
 	a, b := t.TempDir(), t.TempDir()
 	makeTree(t, a, false)
 	makeTree(t, b, true)
 	first, _, _ := build1(t, options(t, a))
+	conf := filepath.Join(t.TempDir(), "mke2fs.conf")
+	text := "[defaults]\nbase_features = sparse_super\ndefault_mntopts = journal_data_writeback\nhash_alg = tea\nerrors = panic\nflex_bg_size = 4\n[fs_types]\next4 = {\n}\n"
+	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, value := range map[string]string{"MKE2FS_CONFIG": conf, "TZ": "Asia/Tokyo", "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8"} {
+		t.Setenv(name, value)
+	}
+	defer syscall.Umask(syscall.Umask(0o077))
 	second, _, _ := build1(t, options(t, b))
 	if first.Descriptor.Digest != second.Descriptor.Digest {
 		t.Errorf("digests %s and %s", first.Descriptor.Digest, second.Descriptor.Digest)

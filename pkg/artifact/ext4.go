@@ -21,9 +21,8 @@ const (
 	ext4Seed = "6f736374-6c2e-4f8b-8a52-657874347365"
 )
 
-// ext4Features is the whole list, so that the host's mke2fs.conf has no say. No
-// journal: the file system is never mounted writable. Nothing that GRUB 2.06
-// cannot read (metadata_csum_seed, orphan_file).
+// ext4Features is the whole list. No journal: the file system is never mounted
+// writable. Nothing that GRUB 2.06 cannot read (metadata_csum_seed, orphan_file).
 const ext4Features = "none,ext_attr,dir_index,filetype,extent,flex_bg,sparse_super,large_file,huge_file,dir_nlink,extra_isize,metadata_csum"
 
 const (
@@ -148,7 +147,10 @@ func (t *tree) mkfs(ctx context.Context, path string, size, inodes int64, create
 	if err := errors.Join(file.Truncate(size), file.Close()); err != nil {
 		return err
 	}
-	_, err = run(ctx, fakeTime(created), "mkfs.ext4", "-q", "-F", "-t", "ext4", "-b", strconv.Itoa(ext4Block), "-I", strconv.Itoa(ext4Inode),
+	// The host's mke2fs.conf has no say: without one, the tool takes what it was built
+	// with.
+	env := append(fakeTime(created), "MKE2FS_CONFIG=/nonexistent/mke2fs.conf")
+	_, err = run(ctx, env, "mkfs.ext4", "-q", "-F", "-t", "ext4", "-b", strconv.Itoa(ext4Block), "-I", strconv.Itoa(ext4Inode),
 		"-m", "0", "-N", strconv.FormatInt(inodes, 10), "-O", ext4Features, "-U", ext4UUID,
 		"-E", "hash_seed="+ext4Seed+",lazy_itable_init=0,nodiscard,root_owner=0:0", "-d", t.dir, path)
 	if errors.Is(err, fs.ErrNotExist) {
