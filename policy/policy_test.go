@@ -31,6 +31,7 @@ type node struct {
 	Pattern    string           `json:"pattern"`
 	MinItems   int              `json:"minItems"`
 	MinLength  int              `json:"minLength"`
+	MinProps   int              `json:"minProperties"`
 	Minimum    *int             `json:"minimum"`
 	Additional *bool            `json:"additionalProperties"`
 	Required   []string         `json:"required"`
@@ -151,8 +152,8 @@ func (n *node) valid(root *node, at string, v any) error {
 }
 
 func (n *node) validObject(root *node, at string, v map[string]any) error {
-	if n.Type != "object" {
-		return fmt.Errorf("%s: a mapping", at)
+	if n.Type != "object" || len(v) < n.MinProps {
+		return fmt.Errorf("%s: a mapping of %d", at, len(v))
 	}
 	for name, value := range v {
 		if n.Properties[name] == nil {
@@ -269,6 +270,9 @@ func TestSchemaAgreesWithOsctl(t *testing.T) {
 		head + keys + rule + "    product: \"\"\n":                                  false,
 		head + keys + rule + "    repository:\n":                                    false,
 		head + keys + rule + "    tag: x\n":                                         false,
+		head + keys + "revoked:\n":                                                  false,
+		head + keys + "revoked: {}\n":                                               false,
+		head + keys + "revoked: {keys: }\n":                                         false,
 		head + keys + "revoked: {names: [one]}\n":                                   false,
 		"apiVersion: v2\nkind: Policy\n" + keys:                                     false,
 		"apiVersion: osctl.kapernikov.com/v1\nkind: Config\n" + keys:                false,

@@ -119,6 +119,9 @@ func TestLoadPolicyRefuses(t *testing.T) {
 		":3:36: keys[0].notAfter: \"2027\" is no time; write":                                                                        policyHead + "keys: [{name: x, pem: y, notAfter: 2027}]\n",
 		"keys[0].notAfter: expected is a time such as":                                                                               policyHead + "keys: [{name: x, pem: y, notAfter: [2027]}]\n",
 		"keys[0].notBefore: it has no value":                                                                                         policyHead + "keys: [{name: x, pem: y, notBefore: }]\n",
+		":5:8: revoked.keys: it has no value; leave it out":                                                                          policyHead + keysLine + "revoked:\n  keys:\n  digests: []\n",
+		":5:12: revoked.digests: it has no value; leave it out":                                                                      policyHead + keysLine + "revoked:\n  digests:\n",
+		":4:10: revoked: it has no value; leave it out":                                                                              policyHead + keysLine + "revoked:\n",
 		"revoked.keys[0]: key z: expected is either":                                                                                 policyHead + keysLine + "revoked: {keys: [{name: z}]}\n",
 	} {
 		if _, err := LoadPolicy(file(t, text)); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), want) {

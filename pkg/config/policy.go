@@ -222,7 +222,20 @@ func (f PolicyFile) check() error {
 			return err
 		}
 	}
-	return f.checkChannels()
+	return errors.Join(f.checkRevoked(), f.checkChannels())
+}
+
+// checkRevoked refuses a list that its author began and did not write.
+func (f PolicyFile) checkRevoked() error {
+	for _, list := range []struct {
+		field string
+		none  bool // other than []
+	}{{"revoked.keys", f.Revoked.Keys == nil}, {"revoked.digests", f.Revoked.Digests == nil}, {"revoked", f.Revoked.Keys == nil && f.Revoked.Digests == nil}} {
+		if list.none && f.document.has(list.field) {
+			return f.Blame(list.field, errors.New(list.field+": it has no value; leave it out if nothing is revoked"))
+		}
+	}
+	return nil
 }
 
 // checkChannels does the same for the list of channels.
