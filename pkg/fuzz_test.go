@@ -39,7 +39,7 @@ func TestFuzzTargetsHaveSeeds(t *testing.T) {
 		"config of an image": "osimage.FuzzConfig", "configuration": "config.FuzzLoad", "index": "fetch.FuzzIndex", "archive": "fetch.FuzzArchive",
 		"manifest": "osimage.FuzzParse", "policy": "config.FuzzPolicy", "what the gate expects": "config.FuzzHealth", "greenboot.conf": "probe.FuzzDisabled", "statement": "osimage.FuzzParseStatement", "bundle": "trust.FuzzBundle",
 		"manifest of signatures": "osimage.FuzzSignatureLayers", "signature payload": "trust.FuzzVerify", "env": "grubenv.FuzzParse",
-		"labels of a container": "workload.FuzzDeclare", "health check of nerdctl": "workload.FuzzHealthCheck", "hosts of a container": "workload.FuzzHosts", "ledger": "ledger.FuzzParse", "record": "proof.FuzzParse", "pack": "assemble.FuzzSegments",
+		"labels of a container": "workload.FuzzDeclare", "health check of nerdctl": "workload.FuzzHealthCheck", "hosts of a container": "workload.FuzzHosts", "reference": "fetch.FuzzReference", "ledger": "ledger.FuzzParse", "record": "proof.FuzzParse", "pack": "assemble.FuzzSegments",
 	} {
 		if _, ok := seeds[target]; !ok {
 			t.Errorf("%s: there is no %s", what, target)
