@@ -3,12 +3,41 @@ package workload
 import (
 	"encoding/json"
 	"net"
+	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
+
+// TestDocumented: the table in docs/health.md has the labels that there are, and its
+// example is one that is understood.
+func TestDocumented(t *testing.T) {
+	data, err := os.ReadFile(filepath.Join("..", "..", "docs", "health.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var rows []string
+	labels, examples := map[string]string{}, 0
+	for line := range strings.Lines(string(data)) {
+		if m := regexp.MustCompile("^\\| `(osctl\\.gate[^`]*)` \\|").FindStringSubmatch(line); m != nil {
+			rows = append(rows, m[1])
+		}
+		if m := regexp.MustCompile(`^ {10}(osctl\.gate[^:]*): "?([^"\n]+)`).FindStringSubmatch(line); m != nil {
+			labels[m[1]] = m[2]
+			examples++
+		}
+	}
+	if diff := cmp.Diff([]string{gateLabel, timeoutLabel, httpLabel, tcpLabel, execLabel}, rows); diff != "" {
+		t.Errorf("rows of the table (-want +got):\n%s", diff)
+	}
+	if d := Declare(labels); d.Bad != "" || examples < 5 || d.HTTP == "" || d.TCP == "" || d.Exec == "" || d.Timeout == 0 || d.Level == "" {
+		t.Errorf("the %d labels of the example are read as %+v", examples, d)
+	}
+}
 
 func TestParseHosts(t *testing.T) {
 	const file = "# hosts\n127.0.0.1\tlocalhost\n10.4.0.2 db db.shop DB2 # the database\n::1 db\nnonsense db\n10.4.0.3\n"
