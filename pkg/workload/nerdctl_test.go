@@ -14,6 +14,7 @@ import (
 	"github.com/kapernikov/osctl/pkg/workload"
 	"github.com/kapernikov/osctl/test/daemon"
 	"github.com/kapernikov/osctl/test/gate"
+	"github.com/kapernikov/osctl/test/nerdctl"
 )
 
 const app = "example.com/app:1"
@@ -42,16 +43,16 @@ services:
 `
 
 // nerdctl starts a containerd that the real nerdctl works with.
-func nerdctl(t *testing.T, labels map[string]string) *daemon.Daemon {
+func withNerdctl(t *testing.T, labels map[string]string) *nerdctl.Rig {
 	t.Helper()
 	root := daemon.BuildApp(t)
-	d := daemon.Start(t)
-	d.LoadApp(t, root, app, labels)
+	d := nerdctl.Start(t)
+	d.LoadApp(root, app, labels)
 	return d
 }
 
 // listed are all containers by their names.
-func listed(t *testing.T, d *daemon.Daemon) map[string]health.Container {
+func listed(t *testing.T, d *nerdctl.Rig) map[string]health.Container {
 	t.Helper()
 	list, err := workload.New(d.Address, "own").List(t.Context())
 	if err != nil {
@@ -67,25 +68,25 @@ func listed(t *testing.T, d *daemon.Daemon) map[string]health.Container {
 // TestNerdctlCompose: a compose application is read, recorded and asked. Labels of its
 // image count where the application has none of that name.
 func TestNerdctlCompose(t *testing.T) {
-	d := nerdctl(t, map[string]string{"osctl.gate.timeout": "1m", "osctl.gate": "wanted"})
+	d := withNerdctl(t, map[string]string{"osctl.gate.timeout": "1m", "osctl.gate": "wanted"})
 	file := filepath.Join(t.TempDir(), "compose.yaml")
 	if err := os.WriteFile(file, []byte(shop), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	d.Nerdctl(t, "compose", "-f", file, "up", "-d")
-	d.Nerdctl(t, "update", "--restart", "always", "shop-web-1")
+	d.Run("compose", "-f", file, "up", "-d")
+	d.Run("update", "--restart", "always", "shop-web-1")
 	all := listed(t, d)
 	want := map[string]health.Workload{
-		"default/shop/db": {Name: "shop-db-1", Service: "db", Declared: health.Declaration{
+		"apps/shop/db": {Name: "shop-db-1", Service: "db", Declared: health.Declaration{
 			Level: health.Wanted, Timeout: 45 * time.Second, TCP: ":5432", Exec: `["/app", "say", "0", "accepting connections"]`,
 		}},
-		"default/shop/web": {Name: "shop-web-1", Service: "web", Restart: "always", Declared: health.Declaration{
+		"apps/shop/web": {Name: "shop-web-1", Service: "web", Restart: "always", Declared: health.Declaration{
 			Level: health.Required, Timeout: time.Minute, HTTP: "http://localhost/ok",
 		}},
 	}
 	for name, w := range want {
 		got := all[name].Workload
-		w.Namespace, w.Project, w.ID, w.Image = "default", "shop", got.ID, app
+		w.Namespace, w.Project, w.ID, w.Image = "apps", "shop", got.ID, app
 		w.ImageDigest = got.ImageDigest
 		if diff := cmp.Diff(w, got); diff != "" || !strings.HasPrefix(got.ImageDigest, "sha256:") || all[name].Pid == 0 {
 			t.Errorf("%s (-want +got):\n%s%+v", name, diff, all[name])
@@ -101,20 +102,20 @@ func TestNerdctlCompose(t *testing.T) {
 	for _, c := range report.Checks {
 		seen[c.Name] = c.Seen
 	}
-	if !report.Green || !strings.HasSuffix(seen["default/shop/db"], "; tcp :5432: connects; exec: exit status 0") || !strings.HasSuffix(seen["default/shop/web"], "; http://localhost/ok: 200 OK") {
+	if !report.Green || !strings.HasSuffix(seen["apps/shop/db"], "; tcp :5432: connects; exec: exit status 0") || !strings.HasSuffix(seen["apps/shop/web"], "; http://localhost/ok: 200 OK") {
 		t.Errorf("green %t: %v", report.Green, seen)
 	}
 	// The new system has another one in its place, which answers badly.
-	d.Nerdctl(t, "rm", "-f", "shop-web-1", "shop-db-1")
+	d.Run("rm", "-f", "shop-web-1", "shop-db-1")
 	other := strings.NewReplacer("/ok", "/bad", `"say", "0"`, `"say", "9"`, "osctl.gate: required", "x: y", "osctl.gate.timeout: 45s", "osctl.gate: required").Replace(shop)
 	if err := os.WriteFile(file, []byte(other), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	d.Nerdctl(t, "compose", "-f", file, "up", "-d")
+	d.Run("compose", "-f", file, "up", "-d")
 	o.Deadline = 10 * time.Second
 	report = health.Run(t.Context(), o)
 	image := o.Baseline.Workloads[0].ImageDigest
-	reason := "default/shop/db: running with image " + image + "; exec: exit status 9, accepting connections (expected: running with image " + image + ", and answering)"
+	reason := "apps/shop/db: running with image " + image + "; exec: exit status 9, accepting connections (expected: running with image " + image + ", and answering)"
 	if report.Green || !strings.Contains(report.Reason(), reason) || strings.Contains(report.Reason(), "shop/web") {
 		t.Errorf("green %t: %s; want %q and nothing of web", report.Green, report.Reason(), reason)
 	}
@@ -125,10 +126,10 @@ func TestNerdctlCompose(t *testing.T) {
 
 // TestNerdctlPorts reads what nerdctl has published.
 func TestNerdctlPorts(t *testing.T) {
-	d := nerdctl(t, nil)
-	d.Nerdctl(t, "run", "-d", "--name", "web", "--net", "none", "-p", "127.0.0.1:18053:53/udp", "-p", "18080-18081:80-81", app)
+	d := withNerdctl(t, nil)
+	d.Run("run", "-d", "--name", "web", "--net", "none", "-p", "127.0.0.1:18053:53/udp", "-p", "18080-18081:80-81", app)
 	want := []string{"tcp/18080", "tcp/18081", "udp/127.0.0.1:18053"}
-	if got := listed(t, d)["default/web"].Ports; cmp.Diff(want, got) != "" {
+	if got := listed(t, d)["apps/web"].Ports; cmp.Diff(want, got) != "" {
 		t.Errorf("ports %v, want %v", got, want)
 	}
 }
@@ -136,10 +137,10 @@ func TestNerdctlPorts(t *testing.T) {
 // TestNerdctlHealth: while nerdctl runs a health check by a timer, what that says is the
 // health; without the timer, as after a boot, the gate runs it by itself.
 func TestNerdctlHealth(t *testing.T) {
-	d := nerdctl(t, map[string]string{"nerdctl/healthcheck": `{"Test":["CMD","/app","healthy"],"Retries":1,"Timeout":20000000000}`})
-	d.Nerdctl(t, "run", "-d", "--name", "web", "--net", "none", app)
-	d.Nerdctl(t, "run", "-d", "--name", "none", "--net", "none", "--no-healthcheck", app)
-	id := listed(t, d)["default/web"].ID
+	d := withNerdctl(t, map[string]string{"nerdctl/healthcheck": `{"Test":["CMD","/app","healthy"],"Retries":1,"Timeout":20000000000}`})
+	d.Run("run", "-d", "--name", "web", "--net", "none", app)
+	d.Run("run", "-d", "--name", "none", "--net", "none", "--no-healthcheck", app)
+	id := listed(t, d)["apps/web"].ID
 	timers := t.TempDir()
 	timer := filepath.Join(timers, id+".timer")
 	reader := workload.New(d.Address, "own").WithTransient(timers)
@@ -168,17 +169,17 @@ func TestNerdctlHealth(t *testing.T) {
 		t.Fatal(err)
 	}
 	expect("starting", 0, "")
-	d.Nerdctl(t, "exec", "web", "/app", "well")
-	d.Nerdctl(t, "container", "healthcheck", "web")
+	d.Run("exec", "web", "/app", "well")
+	d.Run("container", "healthcheck", "web")
 	expect("healthy", 0, "")
-	d.Nerdctl(t, "exec", "web", "/app", "ill")
-	d.Nerdctl(t, "container", "healthcheck", "web")
+	d.Run("exec", "web", "/app", "ill")
+	d.Run("container", "healthcheck", "web")
 	expect("unhealthy", 0, "")
 	if err := os.Remove(timer); err != nil {
 		t.Fatal(err)
 	}
 	expect("", 20*time.Second, "health check: exit status 1, stat /healthy: no such file or directory")
-	d.Nerdctl(t, "exec", "web", "/app", "well")
+	d.Run("exec", "web", "/app", "well")
 	expect("", 20*time.Second, "health check: exit status 0")
 }
 
@@ -200,25 +201,25 @@ func TestTimersOfSystemd(t *testing.T) {
 // TestNerdctlRestarts: the count of a container that comes up and dies climbs, and the
 // gate names it.
 func TestNerdctlRestarts(t *testing.T) {
-	d := nerdctl(t, nil)
-	d.Nerdctl(t, "run", "-d", "--name", "web", "--net", "none", app)
+	d := withNerdctl(t, nil)
+	d.Run("run", "-d", "--name", "web", "--net", "none", app)
 	reader := workload.New(d.Address, "own")
 	o := health.Options{Systemd: &gate.Systemd{}, Containers: reader, Deadline: 8 * time.Second, Steady: 4 * time.Second}
 	var err error
 	if o.Baseline, err = health.Record(t.Context(), o); err != nil {
 		t.Fatal(err)
 	}
-	d.Nerdctl(t, "rm", "-f", "web")
-	d.Nerdctl(t, "run", "-d", "--name", "web", "--net", "none", app, "die", "1")
-	d.Nerdctl(t, "update", "--restart", "always", "web")
+	d.Run("rm", "-f", "web")
+	d.Run("run", "-d", "--name", "web", "--net", "none", app, "die", "1")
+	d.Run("update", "--restart", "always", "web")
 	changes := reader.Changes(t.Context())
-	for listed(t, d)["default/web"].Restarts < 2 {
+	for listed(t, d)["apps/web"].Restarts < 2 {
 		if _, open := <-changes; !open {
 			t.Fatal("the changes ended before it was started again twice")
 		}
 	}
 	report := health.Run(t.Context(), o)
-	if report.Green || !strings.Contains(report.Reason(), "default/web: ") {
+	if report.Green || !strings.Contains(report.Reason(), "apps/web: ") {
 		t.Errorf("green %t: %s", report.Green, report.Reason())
 	}
 }

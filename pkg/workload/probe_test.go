@@ -121,7 +121,7 @@ func TestProbeTimes(t *testing.T) {
 		defer cancel()
 		line(t, says, "asked")
 	}()
-	if seen, ok := r.probe(ctx, "web", map[string]string{"osctl.gate.http": "http://localhost/silent"}); ok || !strings.Contains(seen, "http://localhost/silent: no answer after 0s") {
+	if seen, ok := r.probe(ctx, "web", map[string]string{"osctl.gate.http": "http://localhost/silent"}); ok || !strings.Contains(seen, "http://localhost/silent: no answer after ") {
 		t.Errorf("a service that does not answer: %q, %t", seen, ok)
 	}
 	line(t, says, "gave up")
@@ -192,7 +192,6 @@ func (r *rig) mine(id string) (list []string) {
 func TestProbeExec(t *testing.T) {
 	r := newRig(t, daemon.BuildApp(t))
 	r.start("one", "web", nil, r.specWith("one", "web", []string{"wait"}, oci.WithEnv([]string{"PLACE=here"})))
-	pipes := fifos(t)
 	for _, c := range []struct {
 		value, want string
 		ok          bool
@@ -215,8 +214,8 @@ func TestProbeExec(t *testing.T) {
 			t.Fatalf("%s leaves %v", c.value, left)
 		}
 	}
-	if now := fifos(t); len(now) > len(pipes) {
-		t.Errorf("pipes are left: %v", now)
+	if now := r.commands(); len(now) > 0 {
+		t.Errorf("containerd keeps %v", now)
 	}
 }
 
@@ -226,21 +225,29 @@ func TestProbeExecHangs(t *testing.T) {
 	r := newRig(t, daemon.BuildApp(t))
 	r.start("one", "web", nil, r.spec("one", "web", "wait"))
 	ctx, cancel := context.WithCancel(t.Context())
-	pipes := fifos(t)
+	var ids []string
 	r.onExec(func() {
 		for len(r.mine("web")) < 2 { // it is about to start the other one
+		}
+		if ids = r.commands(); len(ids) != 1 || len(glob(t, "/run/containerd/fifo/*/"+ids[0]+"*")) != 2 {
+			t.Errorf("the command that runs is %v and should have two pipes", ids)
 		}
 		cancel()
 	})
 	seen, ok := r.probe(ctx, "web", map[string]string{"osctl.gate.exec": `["/app", "hang"]`})
-	if ok || !strings.Contains(seen, "exec: no answer after 0s: it was ended") {
+	if ok || !strings.Contains(seen, "exec: no answer after ") || !strings.Contains(seen, ": it was ended") {
 		t.Errorf("a command that hangs: %q, %t", seen, ok)
 	}
 	if left := r.mine("web"); len(left) > 0 {
 		t.Errorf("it leaves %v", left)
 	}
-	if now := fifos(t); len(now) > len(pipes) {
-		t.Errorf("pipes are left: %v", now)
+	if now := r.commands(); len(now) > 0 {
+		t.Errorf("containerd keeps %v", now)
+	}
+	for _, id := range ids {
+		if pipes := glob(t, "/run/containerd/fifo/*/"+id+"*"); len(pipes) > 0 {
+			t.Errorf("pipes are left: %v", pipes)
+		}
 	}
 	if seen, ok := r.probe(t.Context(), "web", map[string]string{"osctl.gate.exec": `["/app", "say", "0", "x"]`}); !ok {
 		t.Errorf("the next command: %s", seen)
@@ -296,10 +303,17 @@ func (r *rig) onExec(f func()) {
 	}()
 }
 
-// fifos are the pipes of containers' output on this machine.
-func fifos(t *testing.T) []string {
+// commands are those that containerd knows of, by the files with their processes' numbers.
+func (r *rig) commands() (ids []string) {
+	for _, path := range glob(r.t, r.daemon.Root+"/state/*/*/*/osctl-gate-*.pid") {
+		ids = append(ids, strings.TrimSuffix(filepath.Base(path), ".pid"))
+	}
+	return ids
+}
+
+func glob(t *testing.T, pattern string) []string {
 	t.Helper()
-	list, err := filepath.Glob("/run/containerd/fifo/*/osctl-gate-*")
+	list, err := filepath.Glob(pattern)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -155,8 +155,24 @@ func (r *Rig) Run(args ...string) string {
 func (r *Rig) Args(args ...string) []string {
 	return append([]string{
 		"--address", r.Address, "--namespace", r.Namespace, "--data-root", filepath.Join(r.Root, "nerdctl"),
-		"--cni-netconfpath", filepath.Join(r.Root, "cni"), "--cgroup-manager", "cgroupfs",
+		"--cni-netconfpath", filepath.Join(r.Root, "cni"), "--cni-path", r.plugins(), "--cgroup-manager", "cgroupfs",
 	}, args...)
+}
+
+// plugins is a folder in which nerdctl sees that there are plugins for networks, as
+// compose insists on. There are none: the networks none and host need none.
+func (r *Rig) plugins() string {
+	r.t.Helper()
+	dir := filepath.Join(r.Root, "plugins")
+	if err := os.MkdirAll(dir, 0o755); err != nil { // #nosec of one test
+		r.t.Fatal(err)
+	}
+	for _, name := range []string{"bridge", "host-local", "portmap", "firewall", "tuning"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/false\n"), 0o755); err != nil { // #nosec nerdctl looks whether it could run it
+			r.t.Fatal(err)
+		}
+	}
+	return dir
 }
 
 // Try runs nerdctl.
