@@ -2,6 +2,7 @@ package workload
 
 import (
 	"encoding/json"
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 )
 
 // TestDocumented: the table in docs/health.md has the labels that there are, and its
@@ -44,6 +46,32 @@ func TestParseHosts(t *testing.T) {
 	want := map[string][]string{"localhost": {"127.0.0.1"}, "db": {"10.4.0.2", "::1"}, "db.shop": {"10.4.0.2"}, "db2": {"10.4.0.2"}}
 	if diff := cmp.Diff(want, parseHosts(strings.NewReader(file))); diff != "" {
 		t.Errorf("hosts (-want +got):\n%s", diff)
+	}
+}
+
+// TestHostsOfAContainer: a container does not lead osctl out of its files, nor makes it
+// wait.
+func TestHostsOfAContainer(t *testing.T) {
+	outside := filepath.Join(t.TempDir(), "hosts")
+	if err := os.WriteFile(outside, []byte("10.0.0.1 secret\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, make := range map[string]func(path string) error{
+		"link by its whole path": func(path string) error { return os.Symlink(outside, path) },
+		"link upwards": func(path string) error {
+			return os.Symlink("../../"+filepath.Base(filepath.Dir(outside))+"/hosts", path)
+		},
+		"pipe":    func(path string) error { return unix.Mkfifo(path, 0o600) },
+		"folder":  func(path string) error { return os.Mkdir(path, 0o700) },
+		"nothing": func(string) error { return nil },
+	} {
+		root := t.TempDir()
+		if err := errors.Join(os.Mkdir(filepath.Join(root, "etc"), 0o700), make(filepath.Join(root, "etc/hosts"))); err != nil {
+			t.Fatal(err)
+		}
+		if hosts := readHosts(root); len(hosts) > 0 {
+			t.Errorf("%s: %v", name, hosts)
+		}
 	}
 }
 

@@ -6,6 +6,7 @@ func labelFaults() []fault {
 		{"labels: an unknown one is passed over", "workload/declare.go", "case strings.HasPrefix(key, gatePrefix):", "case false:", "workload TestDeclareRefuses", false},
 		{"labels: any level will do", "workload/declare.go", "case health.Required, health.Wanted, health.Ignore:\n\t\treturn level, nil", "default:\n\t\treturn level, nil", "workload TestDeclareRefuses", true},
 		{"labels: no time at all", "workload/declare.go", "err != nil || d <= 0", "err != nil", "workload TestDeclareRefuses", true},
+		{"labels: links out of a container", "workload/namespace.go", "dir.OpenFile(\"etc/hosts\",", "os.OpenFile(root+\"/etc/hosts\",", "workload TestHostsOfAContainer", true},
 		{"labels: passwords", "workload/declare.go", "if u.User != nil {", "if false {", "workload TestDeclareRefuses", true},
 		{"labels: any port", "workload/declare.go", "if err != nil || n == 0 {", "if false && (err != nil || n == 0) {", "workload TestDeclareRefuses", true},
 		{"labels: escapes", "workload/declare.go", "case !strconv.IsPrint(r):", "case false:", "workload TestDeclareRefuses", true},
