@@ -269,12 +269,13 @@ func TestProbeExecOfDying(t *testing.T) {
 func TestProbeExecWithoutDaemon(t *testing.T) {
 	r := newRig(t, daemon.BuildApp(t))
 	r.start("one", "web", nil, r.spec("one", "web", "wait"))
-	r.onExec(func() {
+	stopped := r.onExec(func() {
 		for len(r.mine("web")) < 2 {
 		}
 		r.daemon.Stop()
 	})
 	seen, ok := r.probe(t.Context(), "web", map[string]string{"osctl.gate.exec": `["/app", "hang"]`})
+	<-stopped
 	if ok || !strings.Contains(seen, "exec: ") {
 		t.Errorf("a command whose containerd ends: %q, %t", seen, ok)
 	}
@@ -287,13 +288,16 @@ func TestProbeExecWithoutDaemon(t *testing.T) {
 	}
 }
 
-// onExec calls f in the background when a command has been started in a container.
-func (r *rig) onExec(f func()) {
+// onExec calls f in the background when a command has been started in a container. The
+// channel is closed when that is over.
+func (r *rig) onExec(f func()) (done chan struct{}) {
 	events, errs := r.client.Subscribe(r.t.Context(), `topic=="/tasks/exec-started"`)
 	if _, err := r.client.IsServing(r.t.Context()); err != nil {
 		r.t.Fatal(err)
 	}
+	done = make(chan struct{})
 	go func() {
+		defer close(done)
 		select {
 		case <-events:
 			f()
@@ -301,6 +305,7 @@ func (r *rig) onExec(f func()) {
 			r.t.Errorf("waiting for a command to start: %v", err)
 		}
 	}()
+	return done
 }
 
 // commands are those that containerd knows of, by the files with their processes' numbers.
