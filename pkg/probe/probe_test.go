@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -49,11 +50,23 @@ func onBoth(t *testing.T, test func(r rig)) {
 				t.Fatal(err)
 			}
 			test(r)
-			if left := r.alive(); len(left) > 0 {
-				t.Errorf("still there: %v", left)
+			for pid, line := range r.alive() {
+				t.Errorf("still there: %s", line)
+				if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+					t.Error(err)
+				}
 			}
-			if dirs, err := filepath.Glob(filepath.Join(r.runner.groups, groupPrefix+"*")); r.runner.groups != "" && (err != nil || len(dirs) > 0) {
+			if r.runner.groups == "" {
+				return
+			}
+			dirs, err := filepath.Glob(filepath.Join(r.runner.groups, fmt.Sprintf("%s%d.*", groupPrefix, os.Getpid())))
+			if err != nil || len(dirs) > 0 {
 				t.Errorf("control groups are left: %v, %v", dirs, err)
+			}
+			for _, dir := range dirs {
+				left := &group{dir: dir}
+				left.end(0)
+				left.close()
 			}
 		})
 	}
@@ -89,16 +102,20 @@ func (r rig) runs(text string) Result {
 	return res
 }
 
-// alive are the processes with the mark.
-func (r rig) alive() []string {
+// alive are the command lines of the processes with the mark.
+func (r rig) alive() map[int]string {
 	names, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil || len(names) == 0 {
 		r.Fatal("no processes", err)
 	}
-	var found []string
+	found := map[int]string{}
 	for _, name := range names {
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(name)))
+		if err != nil {
+			r.Fatal(err)
+		}
 		if line, err := os.ReadFile(name); err == nil && bytes.Contains(line, []byte(r.mark)) {
-			found = append(found, strings.ReplaceAll(string(line), "\x00", " "))
+			found[pid] = strings.ReplaceAll(string(line), "\x00", " ")
 		}
 	}
 	return found
