@@ -48,6 +48,14 @@ func loadHealth(own string) (config.Health, error) {
 	return f.Health, err
 }
 
+// unexpected is the problem of a file that cannot be used, for osctl status.
+func (m *machine) unexpected() []string {
+	if m.bad == nil {
+		return nil
+	}
+	return []string{"what the gate expects is not known: " + m.bad.Error()}
+}
+
 // checks are the operator's own.
 func (m *machine) checks() []health.Probe {
 	var list []health.Probe

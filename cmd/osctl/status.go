@@ -65,7 +65,7 @@ func (m *machine) sources() status.Sources {
 	pre := m.preinitReport()
 	return status.Sources{
 		Product: m.config.Product, Booted: m.booted, BootedErr: m.err, Release: m.release, Boot: m.boot,
-		Ledger: m.ledger, DataDir: filepath.Dir(m.config.StateDir), Degraded: m.degraded(),
+		Ledger: m.ledger, DataDir: filepath.Dir(m.config.StateDir), Degraded: append(m.degraded(), m.unexpected()...),
 		Etc: string(pre.Etc), Data: string(pre.Data), Done: pre.Done, Pending: m.pendingResets(), LastWords: m.lastWords(), Clock: m.clock(),
 		RuntimeDir: m.config.RuntimeDir,
 	}
