@@ -38,8 +38,11 @@ func healthCmd(s streams) *cobra.Command {
 		Use:   "health",
 		Short: "Run the health gate and report, without acting on it",
 		Long: `health runs the checks that decide over a new system: systemd, the required
-units, containerd, and every workload that ran when the upgrade was staged. It
-ends with 0 when the gate is green and with 1 when it is red; checks that are only
+units, containerd, every workload that ran when the upgrade was staged, and the
+machine's own checks: the probes of /etc/osctl/health.yaml and the scripts of
+/etc/greenboot/check. What hangs is killed with all that it has started.
+
+It ends with 0 when the gate is green and with 1 when it is red; checks that are only
 wanted are warnings. --json has a schema: docs/health.schema.json.
 
 ` + exitTable(),
