@@ -42,7 +42,11 @@ func begin(t *testing.T, tools ...string) (context.Context, *Site) {
 		need.Tool(t, tool)
 	}
 	t.Parallel()
-	ctx, cancel := context.WithTimeout(context.Background(), 75*time.Minute)
+	limit := 75 * time.Minute
+	if exhaustive() {
+		limit *= 2 // the ladder alone boots thirty times
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	t.Cleanup(cancel)
 	site, err := NewSite(ctx, t.TempDir(), logNarrator{t})
 	if err != nil {
