@@ -33,7 +33,11 @@ const wildClock = `
 func TestClockThatIsSet(t *testing.T) {
 	need.Long(t)
 	const begin = "func Now() Time {\n\tsec, nsec, mono := runtimeNow()\n"
-	library := filepath.Join(runtime.GOROOT(), "src", "time", "time.go")
+	root, err := exec.CommandContext(t.Context(), "go", "env", "GOROOT").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	library := filepath.Join(strings.TrimSpace(string(root)), "src", "time", "time.go")
 	source, err := os.ReadFile(library)
 	if err != nil {
 		t.Fatal(err)
