@@ -187,9 +187,20 @@ func (r *Runner) Run(ctx context.Context, c Command) Result {
 	if err != nil {
 		return Result{Err: fmt.Errorf("it cannot be started: %w", err)}
 	}
-	res := p.await(ctx, c, r.grace)
+	return p.finish(w, p.await(ctx, c, r.grace))
+}
+
+// finish ends all that is left of the command. A process that hangs in the kernel does
+// not hear of that, and is not waited for.
+func (p *process) finish(w whole, res Result) Result {
 	res.Killed, res.Names, res.Remain = w.end(p.cmd.Process.Pid)
-	<-p.gone // the command itself is among them
+	limit := time.NewTimer(drainLimit)
+	defer limit.Stop()
+	select {
+	case <-p.gone:
+	case <-limit.C:
+		res.Remain = max(res.Remain, 1)
+	}
 	res.Output, res.ByGroup = p.said(), w.byGroup()
 	return res
 }

@@ -245,6 +245,27 @@ func TestCutOff(t *testing.T) {
 	})
 }
 
+// immortal is a command that cannot be killed.
+type immortal struct{ group }
+
+func (immortal) end(int) (int, []string, int) { return 1, []string{"sleep"}, 0 }
+
+// TestCannotBeKilled: what hangs in the kernel does not hold the gate up, and is said.
+func TestCannotBeKilled(t *testing.T) {
+	p, err := start(Command{Args: []string{"sleep", "1000"}}, hunt{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	res := p.finish(&immortal{}, Result{Ended: true})
+	if res.OK() || res.Remain != 1 || !strings.HasPrefix(res.String(), "exit 0; killed 1 process (sleep); 1 of them cannot be killed") {
+		t.Errorf("%v", res)
+	}
+	if err := p.cmd.Process.Kill(); err != nil {
+		t.Error(err)
+	}
+	<-p.gone
+}
+
 // TestGroupWithin: a command that makes groups in its own gets away as little.
 func TestGroupWithin(t *testing.T) {
 	onBoth(t, func(r rig) {
