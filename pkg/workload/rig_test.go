@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"io"
 	"maps"
+	"path/filepath"
 	"syscall"
 	"testing"
 
@@ -80,7 +81,7 @@ func (r *rig) start(space, id string, labels map[string]string, opts ...containe
 		r.t.Fatalf("making container %s/%s: %v", space, id, err)
 	}
 	out, in := io.Pipe()
-	task, err := c.NewTask(ctx, cio.NewCreator(cio.WithStreams(nil, in, in)))
+	task, err := c.NewTask(ctx, cio.NewCreator(cio.WithStreams(nil, in, in), cio.WithFIFODir(filepath.Join(r.daemon.Root, "fifo"))))
 	if err != nil {
 		r.t.Fatalf("making the task of %s/%s: %v", space, id, err)
 	}
