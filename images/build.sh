@@ -2,11 +2,11 @@
 # Makes the tree of one release of the reference image, for `osctl build`:
 #
 #	build.sh --version 1.0 --osctl bin/osctl --policy FILE --key FILE.pub \
-#		[--overlay DIR]... [--remove PATH]... OUT
+#		[--overlay DIR]... [--remove PATTERN]... OUT
 #
 # OUT is the folder to make; it must not exist. The files of an overlay replace
-# those of the image, paths to remove are seen from the image's root: both make
-# releases that differ, good ones and bad ones. Needs root, for the owners of
+# those of the image, patterns of what to remove are as seen from the image's root:
+# both make releases that differ, good ones and bad ones. Needs root, for the owners of
 # files. What is slow comes from the cache (see base.sh and tools/build.sh).
 set -euo pipefail
 
@@ -86,9 +86,12 @@ printf '%s\n' '\S{PRETTY_NAME} \n \l' '' >"$out/etc/issue"
 for dir in "${overlays[@]}"; do
 	overlay "$dir"
 done
-for path in "${removals[@]}"; do
-	[[ -e $out/$path || -L $out/$path ]] || usage "--remove $path: not in the image"
-	rm -rf "${out:?}/$path"
+for pattern in "${removals[@]}"; do
+	mapfile -t paths < <(cd "$out" && compgen -G "$pattern")
+	((${#paths[@]})) || usage "--remove $pattern: not in the image"
+	for path in "${paths[@]}"; do
+		rm -rf "${out:?}/$path"
+	done
 done
 
 # Equal inputs give equal trees, whenever they were checked out and built.

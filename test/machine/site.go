@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
@@ -47,22 +48,23 @@ type Narrator interface {
 
 // Site is everything around the machine.
 type Site struct {
-	Osctl string // the binary under test
-	Port  int    // of the registry, on loopback
-	dir   string // of this run
+	Osctl string            // the binary under test
+	Port  int               // of the registry, on loopback
+	Etc   map[string]string // more files of the machine's own, below its /etc
+	dir   string            // of this run
 	tell  Narrator
 	cache string
 	reg   *exec.Cmd
 	ssh   ssh.Signer
 }
 
-// releases are the images of the story. 1.2 lacks what containers need for their
-// network, so its workload cannot start.
+// releases are the images of the story. The kernel of 1.2 lacks what a container needs
+// that has a network of its own.
 func releases() []release {
 	return []release{
 		{version: "1.0"},
 		{version: "1.1"},
-		{version: "1.2", flags: []string{"--remove", "usr/lib/cni/bridge"}},
+		{version: "1.2", flags: []string{"--remove", "usr/lib/modules/*/kernel/drivers/net/veth.ko"}},
 	}
 }
 
@@ -357,11 +359,12 @@ func (s *Site) Disk() string { return filepath.Join(s.dir, "disk.img") }
 // machine's own, its keys and its registry, goes into its /etc.
 func (s *Site) Install(ctx context.Context, flags ...string) error {
 	etc := filepath.Join(s.dir, "etc")
-	hosts := fmt.Sprintf("server = %q\n", fmt.Sprintf("http://%s:%d", guestHost, s.Port))
-	for name, text := range map[string]string{
+	files := map[string]string{
 		"ssh/authorized_keys/root": string(ssh.MarshalAuthorizedKey(s.ssh.PublicKey())),
-		fmt.Sprintf("containerd/certs.d/%s:%d/hosts.toml", guestHost, s.Port): hosts,
-	} {
+		fmt.Sprintf("containerd/certs.d/%s:%d/hosts.toml", guestHost, s.Port): fmt.Sprintf("server = \"http://%s:%d\"\n", guestHost, s.Port),
+	}
+	maps.Copy(files, s.Etc)
+	for name, text := range files {
 		path := filepath.Join(etc, name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			return err
