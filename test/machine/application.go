@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"time"
 
@@ -26,38 +27,45 @@ import (
 // Application is the image of the story's application.
 const Application = "webapp:1.0"
 
-// pushApplication builds the application and pushes it as an ordinary container
-// image of one layer.
+// pushApplication builds the application and pushes it.
 func (s *Site) pushApplication(ctx context.Context) error {
-	binary := filepath.Join(s.dir, "webapp")
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", binary, "./images/webapp")
+	return s.pushProgram(ctx, "./images/webapp", Application, v1.Config{})
+}
+
+// pushProgram builds a program of this repository and pushes it as an ordinary
+// container image of one layer, which holds and runs nothing else.
+func (s *Site) pushProgram(ctx context.Context, source, image string, config v1.Config) error {
+	program := path.Base(source)
+	binary := filepath.Join(s.dir, program)
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", binary, source)
 	cmd.Dir = need.Top()
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOARCH=amd64")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("building the application: %w\n%s", err, out)
+		return fmt.Errorf("building %s: %w\n%s", program, err, out)
 	}
-	img, err := containerImage(binary)
+	config.Entrypoint = []string{"/" + program}
+	img, err := containerImage(binary, config)
 	if err != nil {
-		return fmt.Errorf("making the application's image: %w", err)
+		return fmt.Errorf("making the image of %s: %w", program, err)
 	}
-	ref, err := name.ParseReference(s.local(Application))
+	ref, err := name.ParseReference(s.local(image))
 	if err != nil {
 		return err
 	}
 	if err := remote.Write(ref, img, remote.WithContext(ctx)); err != nil {
-		return fmt.Errorf("pushing the application: %w", err)
+		return fmt.Errorf("pushing %s: %w", image, err)
 	}
 	return nil
 }
 
-func containerImage(binary string) (v1.Image, error) {
+func containerImage(binary string, config v1.Config) (v1.Image, error) {
 	data, err := os.ReadFile(binary)
 	if err != nil {
 		return nil, err
 	}
 	var layer bytes.Buffer
 	w := tar.NewWriter(&layer)
-	if err := w.WriteHeader(&tar.Header{Name: "webapp", Mode: 0o755, Size: int64(len(data))}); err != nil {
+	if err := w.WriteHeader(&tar.Header{Name: filepath.Base(binary), Mode: 0o755, Size: int64(len(data))}); err != nil {
 		return nil, err
 	}
 	if _, err := w.Write(data); err != nil {
@@ -77,8 +85,7 @@ func containerImage(binary string) (v1.Image, error) {
 		return nil, err
 	}
 	return mutate.ConfigFile(img, &v1.ConfigFile{
-		Architecture: "amd64", OS: "linux", RootFS: v1.RootFS{Type: "layers", DiffIDs: diffIDs(l)},
-		Config: v1.Config{Entrypoint: []string{"/webapp"}},
+		Architecture: "amd64", OS: "linux", RootFS: v1.RootFS{Type: "layers", DiffIDs: diffIDs(l)}, Config: config,
 	})
 }
 

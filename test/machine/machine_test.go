@@ -52,6 +52,7 @@ func begin(t *testing.T, tools ...string) (context.Context, *Site) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	site.Etc = map[string]string{gateFile: gateOf("5m", "5s"), consoleFile: onConsole}
 	t.Cleanup(func() {
 		if err := site.Close(); err != nil {
 			t.Error(err)
@@ -72,6 +73,7 @@ func (s *Story) closeAtEnd(t *testing.T) {
 		if err := s.Machine.Close(); err != nil {
 			t.Error(err)
 		}
+		s.Site.reportGates(t)
 	})
 }
 
@@ -79,6 +81,7 @@ func (s *Story) closeAtEnd(t *testing.T) {
 // through all of it: a boot under emulation is the expensive part.
 func TestMachine(t *testing.T) {
 	ctx, site := begin(t)
+	site.Etc[gateFile] = gateOf("150s", "5s") // of which the last upgrade uses up all
 	story, err := Begin(ctx, site, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -94,6 +97,7 @@ func TestMachine(t *testing.T) {
 		{"rollback by hand", story.rollBack},
 	} {
 		if !t.Run(chapter.name, func(t *testing.T) {
+			defer chapterEnd(t, time.Now())
 			if err := chapter.tell(ctx); err != nil {
 				t.Fatal(err)
 			}
@@ -221,6 +225,7 @@ func (s *Story) cutPower(ctx context.Context, c cut) error {
 const (
 	mib      = 1 << 20
 	slotSize = 1024 * mib // of the installation
+	diskSize = 6144 * mib
 )
 
 // readSlot reads the start of a slot from the disk image. The layout of the

@@ -26,6 +26,7 @@ type Story struct {
 	Machine *vm.Machine
 	tell    Narrator
 	visits  int
+	shop    string // what the services of the shop ran with at first
 }
 
 // Begin installs the machine, boots it and waits for its first gate.
