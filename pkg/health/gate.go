@@ -27,6 +27,10 @@ const (
 	// lookGap keeps the storm of events while a machine boots from turning into
 	// a storm of questions.
 	lookGap = 250 * time.Millisecond
+	// lookGapMost is what the gap grows to while looks find nothing new, whatever
+	// tells of changes: nerdctl's health checks alone do so every few seconds, each
+	// with several events.
+	lookGapMost = 2 * time.Second
 	// lookAgain bounds the wait when no event comes. Nothing should need it; a
 	// gate that missed an event for want of it would roll back a good system.
 	lookAgain = 10 * time.Second
@@ -185,6 +189,10 @@ type gate struct {
 	queues  map[string]*queue         // by Probe.Queue
 	asked   map[string]*prober        // of containers that run, by containerKey and process
 	runs    map[string]life           // by containerKey, what ran when it was last seen
+	found   []Check                   // of the newest look
+	foundAt time.Duration
+	gap     time.Duration // before the next look
+	blind   bool          // there is nobody who tells of changes
 
 	recording   bool // the look is for a baseline
 	readNetwork bool // the next look reads the network in any case
@@ -194,6 +202,7 @@ func newGate(o *Options) *gate {
 	return &gate{
 		o: o, started: time.Now(), since: map[checkID]time.Duration{}, ever: map[checkID]bool{},
 		probed: make(chan struct{}, 1), asked: map[string]*prober{}, queues: map[string]*queue{}, runs: map[string]life{},
+		gap: lookGap,
 	}
 }
 
@@ -207,6 +216,7 @@ func (g *gate) run(ctx context.Context) (checks []Check, green bool) {
 		g.readNetwork = slices.ContainsFunc(checks, func(c Check) bool { return c.Kind == KindNetwork && !c.OK })
 		now := time.Since(g.started)
 		all := g.track(checks, now)
+		g.pace(checks, now)
 		if all && g.held == nil {
 			g.held = &now
 		} else if !all {
@@ -334,68 +344,4 @@ func (g *gate) steady(ctx context.Context, now time.Duration, ok bool) Check {
 		c.Seen = fmt.Sprintf("everything held for %v", (now - *g.held).Round(time.Millisecond))
 	}
 	return c
-}
-
-// subscribe asks to be told of changes where that is not the case yet.
-func (g *gate) subscribe(ctx context.Context) {
-	if g.bells[0] == nil && g.o.Systemd != nil {
-		g.bells[0] = g.o.Systemd.Changes(ctx)
-	}
-	if g.bells[1] == nil && g.o.Containers != nil {
-		g.bells[1] = g.o.Containers.Changes(ctx)
-	}
-}
-
-// wait returns when it is time to look again: something changed, everything
-// has held long enough, or it has been a while; or when ctx is done.
-func (g *gate) wait(ctx context.Context, checks []Check) {
-	gap := time.NewTimer(lookGap)
-	defer gap.Stop()
-	most, now := lookAgain, time.Since(g.started)
-	if g.held != nil && now-*g.held < g.o.Steady {
-		most = min(most, g.o.Steady-(now-*g.held))
-	}
-	if len(g.last.justStarted) > 0 {
-		most = lookGap // what was started again may hold from the next look on
-	}
-	if g.readNetwork {
-		most = min(most, networkBad)
-	}
-	for _, c := range checks {
-		if !c.OK && c.within > now {
-			most = min(most, c.within-now)
-		}
-	}
-	again := time.NewTimer(most)
-	defer again.Stop()
-	if most > lookGap {
-		select {
-		case <-ctx.Done():
-			return
-		case <-gap.C:
-		}
-	}
-	for {
-		rung := true
-		select {
-		case <-ctx.Done():
-			return
-		case <-again.C:
-			return
-		case <-g.probed:
-			return
-		case _, rung = <-g.bells[0]:
-			if !rung {
-				g.bells[0] = nil
-			}
-		case _, rung = <-g.bells[1]:
-			if !rung {
-				g.bells[1] = nil
-			}
-		}
-		if rung {
-			return
-		}
-		again.Reset(min(most, lookBlind))
-	}
 }

@@ -3,6 +3,7 @@ package health
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 )
@@ -137,4 +138,86 @@ func ask[T any](ctx context.Context, limit time.Duration, f func(context.Context
 	}
 	var none T
 	return none, fmt.Errorf("no answer after %v", time.Since(asked).Round(time.Millisecond))
+}
+
+// subscribe asks to be told of changes where that is not the case yet.
+func (g *gate) subscribe(ctx context.Context) {
+	if g.bells[0] == nil && g.o.Systemd != nil {
+		g.bells[0] = g.o.Systemd.Changes(ctx)
+	}
+	if g.bells[1] == nil && g.o.Containers != nil {
+		g.bells[1] = g.o.Containers.Changes(ctx)
+	}
+}
+
+// pace sets the gap before the next look: longer with each one that found nothing new
+// though something had told of a change, short again after a quiet time or after one
+// that did find something.
+func (g *gate) pace(checks []Check, now time.Duration) {
+	quiet := now-g.foundAt >= g.gap+lookGapMost
+	same := slices.EqualFunc(g.found, checks, func(a, b Check) bool {
+		return a.Kind == b.Kind && a.Name == b.Name && a.OK == b.OK && a.Seen == b.Seen
+	})
+	g.found, g.foundAt = slices.Clone(checks), now
+	defer func() { g.blind = false }()
+	if quiet || g.blind || !same {
+		g.gap = lookGap
+		return
+	}
+	g.gap = min(2*g.gap, lookGapMost)
+}
+
+// wait returns when it is time to look again: something changed, everything
+// has held long enough, or it has been a while; or when ctx is done.
+func (g *gate) wait(ctx context.Context, checks []Check) {
+	most, now := lookAgain, time.Since(g.started)
+	if g.held != nil && now-*g.held < g.o.Steady {
+		most = min(most, g.o.Steady-(now-*g.held))
+	}
+	if len(g.last.justStarted) > 0 {
+		most = lookGap // what was started again may hold from the next look on
+	}
+	if g.readNetwork {
+		most = min(most, networkBad)
+	}
+	for _, c := range checks {
+		if !c.OK && c.within > now {
+			most = min(most, c.within-now)
+		}
+	}
+	again := time.NewTimer(most)
+	defer again.Stop()
+	if most > lookGap {
+		gap := time.NewTimer(min(g.gap, most))
+		defer gap.Stop()
+		select {
+		case <-ctx.Done():
+			return
+		case <-gap.C:
+		}
+	}
+	for {
+		rung := true
+		select {
+		case <-ctx.Done():
+			return
+		case <-again.C:
+			return
+		case <-g.probed:
+			return
+		case _, rung = <-g.bells[0]:
+			if !rung {
+				g.bells[0] = nil
+			}
+		case _, rung = <-g.bells[1]:
+			if !rung {
+				g.bells[1] = nil
+			}
+		}
+		if rung {
+			return
+		}
+		g.blind = true
+		again.Reset(min(most, lookBlind))
+	}
 }

@@ -1,6 +1,7 @@
 package health_test
 
 import (
+	"context"
 	"log/slog"
 	"strings"
 	"testing"
@@ -190,4 +191,41 @@ func TestNetworkDuringTheSoak(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestStorm has somebody tell of changes ten times a second for as long as the gate
+// runs, such as health checks of many containers do: what changes nothing is looked at
+// ever more seldom, and what changes is still seen.
+func TestStorm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine()
+		m.options.Deadline, m.options.Steady = 5*time.Minute, 30*time.Second
+		m.containers.Set()
+		storm := time.NewTicker(100 * time.Millisecond)
+		defer storm.Stop()
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		go func() {
+			for {
+				select {
+				case <-ctx.Done():
+					return
+				case <-storm.C:
+					m.systemd.Set("active", "ssh.service")
+				}
+			}
+		}()
+		time.AfterFunc(4*time.Minute, func() { m.containers.Set(running(web)) })
+		r := health.Run(ctx, m.options)
+		if !r.Green {
+			t.Fatalf("red: %s", r.Reason())
+		}
+		if c := find(t, r, "default/web"); c.Duration > 4*time.Minute+2*time.Second {
+			t.Errorf("the container was seen after %v, want within two seconds of its coming", c.Duration)
+		}
+		// Every two seconds is 135 looks; every quarter of a second would be 1080.
+		if n := m.systemd.Asked(); n > 200 {
+			t.Errorf("%d looks in 4.5 minutes in which two things changed", n)
+		}
+	})
 }

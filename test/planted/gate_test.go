@@ -20,6 +20,7 @@ func gateFaults() []fault {
 		{"gate: soak off", "health/gate.go", "now-*g.held >= g.o.Steady && ctx", "now-*g.held >= 0 && ctx", "health TestCrashLoop TestHeldTooShort", false},
 		{"gate: soak does not start anew", "health/gate.go", "\t\t\tg.held = nil\n", "\t\t\t_ = all\n", "health TestCrashLoop TestFlapping", true},
 		{"gate: probes are not asked after the soak", "health/gate.go", " && g.confirmed(*g.held+g.o.Steady)", "", "health TestProbes", true},
+		{"gate: each event is a look", "health/look.go", "g.gap = min(2*g.gap, lookGapMost)", "g.gap = lookGap", "health TestStorm", true},
 		{"gate: no time of its own", "health/gate.go", "now >= c.within && !g.ever", "now < 0 && !g.ever", "health TestProbes TestDeclared", true},
 		{"gate: probes off", "health/judge.go", "Required: p.Level != Wanted, Expected: p.Expected", "Required: false, Expected: p.Expected", "health TestProbes TestProbeHangs", true},
 		{"gate: a probe may take for ever", "health/probe.go", "ask(ctx, p.Timeout, func", "ask(ctx, 1<<62, func", "health TestProbeHangs", true},
