@@ -131,6 +131,7 @@ func refusalRules() []rule {
 		{is(device.ErrNoSlot), exitFailed, "run this on a machine that osctl installed, or set bootedSlot in osctl.yaml"},
 		{is(publish.ErrPassword), exitFailed, "give the key's password in COSIGN_PASSWORD, or run this on a terminal"},
 		{is(publish.ErrKey), exitFailed, "make a key pair: cosign generate-key-pair"},
+		{is(publish.ErrCertificate), exitFailed, "ask the authority for a certificate of this key; docs/trust.md says what it has to name"},
 		{is(artifact.ErrRootfs), exitFailed, ""},
 		{is(artifact.ErrOutput), exitFailed, ""},
 		{is(publish.ErrExists), exitFailed, ""},
@@ -158,6 +159,7 @@ func registryRules() []rule {
 		{is(osimage.ErrInvalid), exitRegistry, damaged},
 		{is(fetch.ErrRegistry), exitRegistry, again},
 		{is(publish.ErrRegistry), exitRegistry, again},
+		{is(publish.ErrTimestamp), exitRegistry, "check the network and --timestamp-server; nothing was signed"},
 		{is(fetch.ErrLayout), exitFailed, "make a layout with osctl build -o LAYOUT, or copy it again"},
 		{is(publish.ErrLayout), exitFailed, "make a layout with osctl build -o LAYOUT, or copy it again"},
 	}

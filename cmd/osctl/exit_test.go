@@ -99,6 +99,8 @@ func outcomes() map[string]outcome {
 		"osimage.ErrNotOS":           {osimage.ErrNotOS, 21, "osctl build"},
 		"proof.ErrCorrupt":           {proof.ErrCorrupt, 50, "osctl upgrade --repair"},
 		"proof.ErrNone":              {proof.ErrNone, 1, "osctl upgrade --repair"},
+		"publish.ErrCertificate":     {publish.ErrCertificate, 1, "ask the authority"},
+		"publish.ErrTimestamp":       {publish.ErrTimestamp, 40, "--timestamp-server"},
 		"publish.ErrDenied":          {errors.Join(publish.ErrRegistry, publish.ErrDenied), 40, "docker login"},
 		"publish.ErrKey":             {publish.ErrKey, 1, "cosign generate-key-pair"},
 		"publish.ErrLayout":          {publish.ErrLayout, 1, "osctl build -o"},

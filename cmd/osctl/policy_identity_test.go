@@ -115,7 +115,7 @@ rules:
 		}
 	}
 	// What is wrong with an identity is said with its place.
-	if err := os.WriteFile(filepath.Join(home, "root.json"), a.TrustedRoot("tlogs"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(home, "root.json"), a.TrustedRoot("tlogs", "timestampAuthorities"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if code, out := osctl(t, "policy", "check", good); code != 20 || !strings.Contains(out, "good.yaml:7:18: ") || !strings.Contains(out, "names no transparency log") {

@@ -74,17 +74,20 @@ type signOptions struct {
 	target, key string
 	annotations []string
 	bundle      bool
+	certificateFlags
 }
 
 func signCmd(s streams) *cobra.Command {
 	var o signOptions
 	cmd := &cobra.Command{
 		Use:   "sign REF|LAYOUT --key FILE",
-		Short: "Sign an OS image with a cosign key",
+		Short: "Sign an OS image with a cosign key, and the certificate of that key",
 		Long: `sign signs the digest of an OS image, in a registry or in a layout, with the
 private key of a cosign key pair, as cosign sign --key does. The password comes
 from COSIGN_PASSWORD or from a prompt. Annotations are claims that a policy may
-ask for; a bundle carries none.
+ask for; a bundle carries none. With --certificate the signature says whose the
+key is, and with --timestamp-server when it was made: a policy with identities
+asks for both.
 
 ` + exitTable(),
 		Args: exactArgs(1, 1, "key"),
@@ -97,6 +100,7 @@ ask for; a bundle carries none.
 	cmd.Flags().StringVar(&o.key, "key", "", "private key `file` (cosign.key)")
 	cmd.Flags().StringArrayVarP(&o.annotations, "annotations", "a", nil, "a claim `name=value` within the signature; may be given again")
 	cmd.Flags().BoolVar(&o.bundle, "new-bundle-format", false, "make a sigstore bundle that refers to the image, not cosign's classic form")
+	o.certificateFlags.add(cmd.Flags())
 	return cmd
 }
 
@@ -121,11 +125,20 @@ func runSign(ctx context.Context, o signOptions, s streams) error {
 	if err != nil {
 		return err
 	}
+	if err := o.check(); err != nil {
+		return err
+	}
 	key, err := loadKey(o.key, s)
 	if err != nil {
 		return err
 	}
-	signed, err := publish.Sign(ctx, o.target, key, publish.Options{PlainHTTP: o.plainHTTP, Annotations: claims, Bundle: o.bundle})
+	certificate, err := o.load(key)
+	if err != nil {
+		return err
+	}
+	signed, err := publish.Sign(ctx, o.target, key, publish.Options{
+		PlainHTTP: o.plainHTTP, Annotations: claims, Bundle: o.bundle, Certificate: certificate, Timestamps: o.timestamps,
+	})
 	if err != nil {
 		return err
 	}

@@ -80,7 +80,7 @@ func runScripts(t *testing.T, dir string, machine plain) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits": exits, "image": makeImage, "registry": startRegistry, "front": setFront, "asked": asked,
 			"unchanged": unchanged, "boots": boots, "slot": slotHolds, "stage": stage, "alter": alter, "lock": lock,
-			"config": setConfig, "fill": fill,
+			"config": setConfig, "fill": fill, "authority": startAuthority,
 			"keep": keep, "damage": damage, "committed": committedOnce,
 			"mixed": mixed, "foreign": foreign, "stalled": stalled, "finished": finished, "leftover": leftover,
 			"app": pullApp, "nerdctl": runNerdctl, "noregistry": noRegistry, "held": held,

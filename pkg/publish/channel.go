@@ -123,7 +123,7 @@ func pushStatement(ctx context.Context, tag name.Tag, manifest osimage.Blob, blo
 	if err != nil {
 		return err
 	}
-	set, existing, err := attach(base, sig, key)
+	set, existing, err := o.attach(ctx, base, sig, key)
 	if err != nil {
 		return fmt.Errorf("signing the statement: %w", err)
 	}

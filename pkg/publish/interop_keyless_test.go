@@ -18,13 +18,14 @@ import (
 type keyless struct {
 	tool
 	*authority.Services
-	root []byte // the trusted root of the authority
+	authority *authority.Authority
+	root      []byte // the trusted root of the authority
 }
 
 func newKeyless(t *testing.T) keyless {
 	t.Helper()
 	a := authority.NewAt(t, time.Now().AddDate(-1, 0, 0))
-	k := keyless{newCosign(t), a.Serve(), a.TrustedRoot()}
+	k := keyless{newCosign(t), a.Serve(), a, a.TrustedRoot()}
 	k.env = []string{"SIGSTORE_ROOT_FILE=" + k.file(t, "ca.pem", a.CAs())}
 	k.env = append(k.env, "SIGSTORE_REKOR_PUBLIC_KEY="+k.file(t, "rekor.pub", a.LogKey()), "SIGSTORE_CT_LOG_PUBLIC_KEY_FILE="+k.file(t, "ct.pub", a.CertificateLogKey()))
 	k.file(t, "root.json", k.root)

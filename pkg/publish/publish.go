@@ -72,6 +72,11 @@ type Options struct {
 	// Bundle makes a signature a sigstore bundle that refers to the image, instead of
 	// the classic form under a tag of cosign's.
 	Bundle bool
+	// Certificate lies beside a signature; it is one of the key that signs.
+	Certificate *Certificate
+	// Timestamps is the URL of a service that says when something was signed (RFC
+	// 3161). It is asked if there is a Certificate.
+	Timestamps string
 
 	backoff *remote.Backoff // tests shorten the pauses between attempts
 }

@@ -37,7 +37,7 @@ type Signed struct {
 // log, in the form that the options ask for. The target is the directory of an OCI layout (see IsLayout) or else a
 // reference into a registry; a tag is resolved once, and its digest is signed.
 //
-// The error wraps ErrReference, ErrLayout, ErrRegistry, ErrKey or, if the
+// The error wraps ErrReference, ErrLayout, ErrRegistry, ErrKey, ErrTimestamp or, if the
 // target is something else than an OS image, osimage.ErrNotOS.
 func Sign(ctx context.Context, target string, key *Key, o Options) (Signed, error) {
 	if key == nil || key.signer == nil {
@@ -45,6 +45,9 @@ func Sign(ctx context.Context, target string, key *Key, o Options) (Signed, erro
 	}
 	if o.Bundle && len(o.Annotations) > 0 {
 		return Signed{}, errors.New("signing: a bundle carries no annotations")
+	}
+	if o.Timestamps != "" && o.Certificate == nil {
+		return Signed{}, errors.New("signing: a timestamp is for a signature with a certificate")
 	}
 	if IsLayout(target) {
 		return signLayout(ctx, target, key, o)
@@ -80,7 +83,7 @@ func signRemote(ctx context.Context, ref string, key *Key, o Options) (Signed, e
 		return Signed{}, err
 	}
 	signed := Signed{Digest: d, Tag: tag.TagStr()}
-	set, existing, err := attach(base, sig, key)
+	set, existing, err := o.attach(ctx, base, sig, key)
 	if signed.Existing = existing; err != nil || existing {
 		return signed, err
 	}
@@ -97,7 +100,7 @@ func signLayout(ctx context.Context, dir string, key *Key, o Options) (Signed, e
 	}
 	d := l.image.Digest()
 	if o.Bundle {
-		at, existing, err := key.bundleLayout(ctx, l)
+		at, existing, err := key.bundleLayout(ctx, l, o)
 		return Signed{Digest: d, Manifest: at, Existing: existing}, err
 	}
 	base, err := l.signatures(osimage.SignatureTag(d))
@@ -116,7 +119,7 @@ func signLayout(ctx context.Context, dir string, key *Key, o Options) (Signed, e
 		return Signed{}, err
 	}
 	signed := Signed{Digest: d, Tag: osimage.SignatureTag(d)}
-	set, existing, err := attach(base, sig, key)
+	set, existing, err := o.attach(ctx, base, sig, key)
 	if signed.Existing = existing; err != nil || existing {
 		return signed, err
 	}
@@ -151,17 +154,21 @@ func (k *Key) sign(ctx context.Context, claim payload.Cosign) (oci.Signature, er
 	return static.NewSignature(raw, base64.StdEncoding.EncodeToString(sig))
 }
 
-// attach adds sig to base unless the key has signed the same payload before;
-// ECDSA signatures differ each time, so the old one is verified, not compared.
-func attach(base *signatureSet, sig oci.Signature, key *Key) (set *signatureSet, existing bool, err error) {
+// attach adds sig, with the proofs that the options ask for, to base unless the key has
+// signed the same payload before with such proofs; ECDSA signatures differ each time, so
+// the old one is verified, not compared.
+func (o Options) attach(ctx context.Context, base *signatureSet, sig oci.Signature, key *Key) (set *signatureSet, existing bool, err error) {
 	if base != nil {
-		found, err := cosignremote.NewDupeDetector(key.signer).Find(base, sig)
+		found, err := cosignremote.NewDupeDetector(key.signer).Find(sameProofs{base, o}, sig)
 		if err != nil {
 			return nil, false, fmt.Errorf("reading the signatures that are there: %w", err)
 		}
 		if found != nil {
 			return base, true, nil
 		}
+	}
+	if sig, err = o.certify(ctx, sig); err != nil {
+		return nil, false, err
 	}
 	set, err = base.with(sig)
 	return set, false, err

@@ -16,6 +16,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/sigstore/cosign/v2/pkg/cosign"
 	cosignbundle "github.com/sigstore/cosign/v2/pkg/cosign/bundle"
 	"github.com/sigstore/sigstore/pkg/signature/dsse"
 	"github.com/sigstore/sigstore/pkg/signature/options"
@@ -49,7 +50,7 @@ func (s statement) of(d digest.Digest) bool {
 
 // bundle signs the digest of an image in the form of a sigstore bundle. The manifest
 // around it names the image as its subject.
-func (k *Key) bundle(ctx context.Context, image ocispec.Descriptor) (manifest osimage.Blob, blobs []osimage.Blob, err error) {
+func (k *Key) bundle(ctx context.Context, image ocispec.Descriptor, o Options) (manifest osimage.Blob, blobs []osimage.Blob, err error) {
 	payload, err := json.Marshal(statement{
 		Type: statementType, Subject: []subject{{map[string]string{"sha256": image.Digest.Encoded()}}}, PredicateType: osimage.PredicateSignature,
 	})
@@ -60,13 +61,9 @@ func (k *Key) bundle(ctx context.Context, image ocispec.Descriptor) (manifest os
 	if err != nil {
 		return manifest, nil, fmt.Errorf("signing: %w", err)
 	}
-	public, err := k.signer.PublicKey()
+	raw, err := k.pack(ctx, payload, envelope, o)
 	if err != nil {
-		return manifest, nil, fmt.Errorf("signing: %w", err)
-	}
-	raw, err := cosignbundle.MakeNewBundle(public, nil, payload, envelope, nil, nil)
-	if err != nil {
-		return manifest, nil, fmt.Errorf("encoding the bundle: %w", err)
+		return manifest, nil, err
 	}
 	blob := func(mediaType string, content []byte) osimage.Blob {
 		return osimage.Blob{Descriptor: ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(content), Size: int64(len(content))}, Content: content}
@@ -86,6 +83,30 @@ func (k *Key) bundle(ctx context.Context, image ocispec.Descriptor) (manifest os
 	return manifest, []osimage.Blob{config, layer}, nil
 }
 
+// pack puts an envelope into a bundle, with its certificate and timestamp.
+func (k *Key) pack(ctx context.Context, payload, envelope []byte, o Options) ([]byte, error) {
+	public, err := k.signer.PublicKey()
+	if err != nil {
+		return nil, fmt.Errorf("signing: %w", err)
+	}
+	var text, stamp []byte
+	if o.Certificate != nil {
+		sig, err := cosign.GetDSSESigBytes(envelope)
+		if err != nil {
+			return nil, fmt.Errorf("signing: %w", err)
+		}
+		if stamp, err = o.timestamp(ctx, sig); err != nil {
+			return nil, err
+		}
+		text = o.Certificate.text
+	}
+	raw, err := cosignbundle.MakeNewBundle(public, nil, payload, envelope, text, stamp)
+	if err != nil {
+		return nil, fmt.Errorf("encoding the bundle: %w", err)
+	}
+	return raw, nil
+}
+
 // made reports whether a bundle is a signature of an image by this key.
 func (k *Key) made(bundle []byte, image digest.Digest) bool {
 	var b struct {
@@ -99,8 +120,9 @@ func (k *Key) made(bundle []byte, image digest.Digest) bool {
 	return json.Unmarshal(b.Envelope, &envelope) == nil && json.Unmarshal(envelope.Payload, &s) == nil && s.of(image)
 }
 
-// madeOne reports whether one of the bundles of a manifest is. open reads a blob.
-func (k *Key) madeOne(manifest []byte, image digest.Digest, open func(digest.Digest, int64) ([]byte, error)) (bool, error) {
+// madeOne reports whether one of the bundles of a manifest is, with the proofs that the
+// options ask for. open reads a blob.
+func (k *Key) madeOne(manifest []byte, image digest.Digest, o Options, open func(digest.Digest, int64) ([]byte, error)) (bool, error) {
 	layers, err := osimage.SignatureLayers(manifest, nil)
 	if err != nil {
 		return false, nil // no manifest that a machine would read
@@ -113,7 +135,7 @@ func (k *Key) madeOne(manifest []byte, image digest.Digest, open func(digest.Dig
 		if err != nil {
 			return false, err
 		}
-		if k.made(raw, image) {
+		if k.made(raw, image) && o.proven(raw) {
 			return true, nil
 		}
 	}
@@ -150,11 +172,11 @@ func (k *Key) bundleRemote(ctx context.Context, repo name.Repository, image ocis
 		if err != nil {
 			return "", false, registryError(doing, err)
 		}
-		if existing, err := k.madeOne(desc.Manifest, image.Digest, open); existing || err != nil {
+		if existing, err := k.madeOne(desc.Manifest, image.Digest, o, open); existing || err != nil {
 			return r.Digest, existing, err
 		}
 	}
-	manifest, blobs, err := k.bundle(ctx, image)
+	manifest, blobs, err := k.bundle(ctx, image, o)
 	if err != nil {
 		return "", false, err
 	}
@@ -199,7 +221,7 @@ func putReferrer(ctx context.Context, repo name.Repository, manifest osimage.Blo
 }
 
 // bundleLayout adds a bundle beside the image of a layout. The index changes last.
-func (k *Key) bundleLayout(ctx context.Context, l layout) (at digest.Digest, existing bool, err error) {
+func (k *Key) bundleLayout(ctx context.Context, l layout, o Options) (at digest.Digest, existing bool, err error) {
 	image := l.image.Descriptor()
 	for _, d := range l.index.Manifests {
 		if !l.refersTo(d, image.Digest) {
@@ -207,13 +229,13 @@ func (k *Key) bundleLayout(ctx context.Context, l layout) (at digest.Digest, exi
 		}
 		raw, err := l.readBlob(d.Digest, osimage.MaxManifest)
 		if err == nil {
-			existing, err = k.madeOne(raw, image.Digest, l.readBlob)
+			existing, err = k.madeOne(raw, image.Digest, o, l.readBlob)
 		}
 		if existing || err != nil {
 			return d.Digest, existing, err
 		}
 	}
-	manifest, blobs, err := k.bundle(ctx, image)
+	manifest, blobs, err := k.bundle(ctx, image, o)
 	if err != nil {
 		return "", false, err
 	}

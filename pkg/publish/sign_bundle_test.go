@@ -76,7 +76,7 @@ func TestMadeBefore(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, blobs, err := key.bundle(t.Context(), l.image.Descriptor())
+	_, blobs, err := key.bundle(t.Context(), l.image.Descriptor(), Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -32,7 +32,8 @@ type Identity struct {
 	Subject, SubjectPattern string
 	Issuer, IssuerPattern   string
 	// TrustedRoot is sigstore's trusted_root.json: the authorities, logs and
-	// timestamp services that count. It has at least one authority and one log.
+	// timestamp services that count. It has at least one authority, and a log or a
+	// timestamp service.
 	TrustedRoot []byte
 }
 
@@ -57,7 +58,8 @@ type trustedRoot struct {
 
 // parseRoot reads a trusted root, and says what every signature under it needs: an
 // entry in one of its logs and a time that a log or a timestamp service vouches
-// for; where it has logs of certificates, the mark of one of these too. No clock
+// for, or the latter alone where it has no log at all (docs/decisions/0038);
+// where it has logs of certificates, the mark of one of these too. No clock
 // takes part, so that a certificate counts if it was valid when it signed.
 func parseRoot(raw []byte) (*trustedRoot, error) {
 	if len(raw) > maxRoot {
@@ -70,10 +72,13 @@ func parseRoot(raw []byte) (*trustedRoot, error) {
 	switch {
 	case len(material.FulcioCertificateAuthorities()) == 0:
 		return nil, errors.New("the trusted root names no certificate authority")
-	case len(material.RekorLogs()) == 0:
-		return nil, errors.New("the trusted root names no transparency log, so nothing could be told about when something was signed")
+	case len(material.RekorLogs()) == 0 && len(material.TimestampingAuthorities()) == 0:
+		return nil, errors.New("the trusted root names no transparency log and no timestamp service, so nothing could be told about when something was signed")
 	}
 	options := []verify.VerifierOption{verify.WithTransparencyLog(1), verify.WithObserverTimestamps(1)}
+	if len(material.RekorLogs()) == 0 {
+		options = []verify.VerifierOption{verify.WithSignedTimestamps(1)}
+	}
 	if len(material.CTLogs()) > 0 {
 		options = append(options, verify.WithSignedCertificateTimestamps(1))
 	}

@@ -122,6 +122,34 @@ func TestIdentityTimestamp(t *testing.T) {
 	}
 }
 
+// Where the root has no log, the time is told by its timestamp service and by nobody else.
+func TestIdentityWithoutLog(t *testing.T) {
+	a, img := authority.New(t), image(t, "1.1")
+	s, id := a.Certify(workflow, authority.Issuer, signing), releaser(a)
+	id.TrustedRoot = a.TrustedRoot("tlogs")
+	for name, tt := range map[string]struct {
+		choice authority.Choice
+		ok     bool
+	}{
+		"by the service":          {authority.Choice{WithoutLog: true}, true},
+		"with an entry beside it": {authority.Choice{}, true},
+		"by nobody":               {authority.Choice{WithoutLog: true, WithoutStamp: true}, false},
+		"by a log":                {authority.Choice{WithoutStamp: true}, false},
+		"by an unknown service":   {authority.Choice{WithoutLog: true, OtherStamp: true}, false},
+		"outside the validity":    {authority.Choice{WithoutLog: true, At: signing.Add(time.Hour)}, false},
+		"of another signature":    {authority.Choice{WithoutLog: true, DamagedStamp: true}, false},
+	} {
+		for way, sign := range ways {
+			got, err := identityVerifier(t, id).Verify(t.Context(), img, []osimage.Signature{sign(s, img, tt.choice)})
+			if !tt.ok {
+				refused(t, got, err, trust.Unproven)
+			} else if err != nil {
+				t.Errorf("%s, %s: %v", way, name, err)
+			}
+		}
+	}
+}
+
 // Where the root has a log of certificates, its mark is needed.
 func TestIdentityCertificateLog(t *testing.T) {
 	a, b, img := authority.New(t), authority.New(t), image(t, "1.1")
@@ -209,7 +237,7 @@ func TestIdentityOfAKeyOfThePolicy(t *testing.T) {
 func TestIdentityPolicies(t *testing.T) {
 	a := authority.New(t)
 	for want, change := range map[string]func(*trust.Identity){
-		"names no transparency log":      func(i *trust.Identity) { i.TrustedRoot = a.TrustedRoot("tlogs") },
+		"names no transparency log":      func(i *trust.Identity) { i.TrustedRoot = a.TrustedRoot("tlogs", "timestampAuthorities") },
 		"names no certificate authority": func(i *trust.Identity) { i.TrustedRoot = a.TrustedRoot("certificateAuthorities") },
 		"the trusted root":               func(i *trust.Identity) { i.TrustedRoot = []byte("{}") },
 		"the limit is 1048576":           func(i *trust.Identity) { i.TrustedRoot = make([]byte, 1<<20+1) },
