@@ -6,7 +6,7 @@ set -euo pipefail
 
 packages=(
 	# osctl itself: making and checking file systems
-	e2fsprogs squashfs-tools zstd
+	e2fsprogs squashfs-tools zstd btrfs-progs
 	# the reference image: its tree, its boot loader
 	mmdebstrap grub-efi-amd64-bin grub-common
 	# the machine: emulator and firmware

@@ -11,17 +11,16 @@ import (
 
 // The gate's configuration in the stories that are about something else: the default
 // would add half a minute to each boot.
-const gateFile = "osctl/osctl.yaml"
+const gateFile = "osctl/health.yaml"
 
 // gateOf is that file: the one of the reference image, with other times.
 func gateOf(deadline, soak string) string {
 	return fmt.Sprintf(`apiVersion: osctl.kapernikov.com/v1
-kind: Config
-product: reference
-health:
-  deadline: %s
-  soak: %s
-  requiredUnits: [containerd.service, ssh.service, systemd-networkd.service]
+kind: Gate
+deadline: %s
+soak: %s
+units:
+  required: [containerd.service, ssh.service, systemd-networkd.service]
 `, deadline, soak)
 }
 

@@ -277,7 +277,7 @@ func (l *ladder) mend(ctx context.Context) error {
 // mend it.
 func (l *ladder) maskedUnits(ctx context.Context) error {
 	_, err := l.run(ctx, "systemctl mask ssh.service ssh.socket dbus.service dbus.socket 2>&1; "+
-		"mkdir -p /etc/osctl; sed 's/deadline: .*/deadline: 15s/' /usr/lib/osctl/osctl.yaml >/etc/osctl/osctl.yaml", 0)
+		"mkdir -p /etc/osctl; sed 's/deadline: .*/deadline: 15s/' /usr/lib/osctl/health.yaml >/etc/osctl/health.yaml", 0)
 	if err != nil {
 		return err
 	}
@@ -294,7 +294,7 @@ func (l *ladder) maskedUnits(ctx context.Context) error {
 	if _, err := l.run(ctx, "osctl status", 0, "it runs with the pristine one of its image", "slot A lacked ", "ssh.service: masked"); err != nil {
 		return err
 	}
-	if _, err := l.run(ctx, "osctl etc reset systemd/system osctl/osctl.yaml", 0, "The next boot of slot A resets"); err != nil {
+	if _, err := l.run(ctx, "osctl etc reset systemd/system osctl/health.yaml", 0, "The next boot of slot A resets"); err != nil {
 		return err
 	}
 	if err := l.reboot(ctx); err != nil {
