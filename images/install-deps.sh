@@ -14,7 +14,7 @@ packages=(
 	# a real registry, another tool that reads images, and what containers need on this host
 	docker-registry runc iptables curl skopeo
 	# tests: GRUB's script interpreter, FAT and GPT by other hands, planted faults
-	grub-emu mtools dosfstools gdisk strace systemd
+	grub-emu mtools dosfstools gdisk fdisk strace systemd python3 procps
 	# what other updaters write the boot loader's variables with, for comparison
 	libubootenv-tool swupdate openssl
 	# lint
