@@ -99,8 +99,13 @@ func (s *Story) firstLook(ctx context.Context) error {
 
 func (s *Story) runApplication(ctx context.Context) error {
 	s.tell.Title("Run an application that keeps its data")
-	_, err := s.run(ctx, "nerdctl run -d --restart=always --name web -p 8080:8080 -v /data/web:/data "+s.Site.Ref(Application)+" 2>&1 | tail -1", 0)
-	if err != nil {
+	// In two steps: where nerdctl takes seconds between making a container and starting it,
+	// as under emulation, containerd's restart monitor would come in between.
+	run := "nerdctl run -d --name web -p 8080:8080 -v /data/web:/data " + s.Site.Ref(Application) + " 2>&1 | tail -1"
+	if _, err := s.run(ctx, run, 0); err != nil {
+		return err
+	}
+	if _, err := s.run(ctx, "nerdctl update --restart always web", 0); err != nil {
 		return err
 	}
 	return s.visit(ctx)
