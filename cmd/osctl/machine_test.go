@@ -96,7 +96,7 @@ health: %[1]s/health.yaml
 // expects is what its gate expects. The test's own machine may have scripts of
 // greenboot's.
 func (p plain) expects() string {
-	return fmt.Sprintf("apiVersion: osctl.kapernikov.com/v1\nkind: Gate\ndeadline: 1s\nsoak: 1ms\nunits: {}\nscripts: {timeout: 1s, folders: [%[1]s/image, %[1]s/etc]}\n", p.dir)
+	return fmt.Sprintf("apiVersion: osctl.kapernikov.com/v1\nkind: Gate\ndeadline: 4s\nsoak: 1ms\nunits: {}\nscripts: {timeout: 1s, folders: [%[1]s/image, %[1]s/etc]}\n", p.dir)
 }
 
 // state is what GRUB would find.

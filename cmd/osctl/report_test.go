@@ -148,7 +148,7 @@ func TestRunningGateIsShown(t *testing.T) {
 	if err := p.create(public); err != nil {
 		t.Fatal(err)
 	}
-	patient := strings.Replace(p.yaml(), "deadline: 1s", "deadline: 10m", 1)
+	patient := strings.Replace(p.yaml(), "deadline: 4s", "deadline: 10m", 1)
 	if err := os.WriteFile(p.config(), []byte(patient), 0o600); err != nil {
 		t.Fatal(err)
 	}
