@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 
 	"time"
 
@@ -269,14 +270,17 @@ func (g *gate) hopeless(checks []Check, now time.Duration) *Check {
 }
 
 // blame marks, in a red report, the workloads that were started again too late to
-// hold for long enough: at the moment of the last look they may well have run; and the
+// hold for long enough (at the moment of the last look they may run or not); and the
 // probes that did not come to an end when all else had held.
 func (g *gate) blame(checks []Check, now time.Duration) []Check {
 	for i := range checks {
 		c := &checks[i]
-		if c.OK && c.again > 0 && now-g.since[checkID{c.Kind, c.Name}] < g.o.Steady {
-			c.OK = false
-			c.Seen += "; started again " + times(c.again) + " during the gate"
+		if c.again == 0 || c.OK && now-g.since[checkID{c.Kind, c.Name}] >= g.o.Steady {
+			continue
+		}
+		c.OK = false
+		if text := "started again " + times(c.again) + " during the gate"; !strings.Contains(c.Seen, text) {
+			c.Seen += "; " + text
 		}
 	}
 	if g.held != nil && now-*g.held >= g.o.Steady {

@@ -99,11 +99,12 @@ func (g *gate) networkDue() bool {
 func (g *gate) count(seen *observation) {
 	seen.startedAgain, seen.justStarted = map[string]int{}, map[string]bool{}
 	for _, c := range seen.containers {
-		if c.Status != Running {
-			continue
-		}
 		key := containerKey(c.Workload)
 		before, known := g.runs[key]
+		if c.Status != Running {
+			seen.startedAgain[key] = before.again
+			continue
+		}
 		now := life{c.Pid, c.Restarts, before.again}
 		if known && (now.pid != before.pid || now.restarts > before.restarts) {
 			now.again++

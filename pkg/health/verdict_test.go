@@ -229,3 +229,26 @@ func TestStorm(t *testing.T) {
 		}
 	})
 }
+
+// TestBlameOfWhatDoesNotRun: a container that crashes again and again is down at the
+// deadline or not; how often it was started again is told in both cases.
+func TestBlameOfWhatDoesNotRun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine()
+		m.options.Steady = 40 * time.Second
+		now := running(web)
+		for i, status := range []string{health.Running, "stopped", health.Running, "stopped"} {
+			time.AfterFunc(time.Duration(1+i*15)*time.Second, func() {
+				now.Status, now.Pid = status, uint32(100+i)
+				m.containers.Set(now)
+			})
+		}
+		now.Pid = 99
+		m.containers.Set(now)
+		r := health.Run(t.Context(), m.options)
+		want := "default/web: stopped (restart policy always); started again 2 times during the gate (expected: running with image sha256:aa)"
+		if r.Green || r.Reason() != want {
+			t.Errorf("green %t: %s\nwant %s", r.Green, r.Reason(), want)
+		}
+	})
+}

@@ -16,11 +16,12 @@ func gateFaults() []fault {
 		{"gate: a cable that was pulled counts", "health/judge.go", "c.Seen, c.Required = \"gone; \"+device+\" has no carrier\", false", "c.Seen = \"gone; \"+device+\" has no carrier\"", "health TestNetwork", true},
 		{"gate: listening sockets off", "health/judge.go", "c.Seen = \"nobody listens\"", "c.Seen, c.OK = \"nobody listens\", true", "health TestNetwork", true},
 		{"gate: the network is not read after the soak", "health/look.go", " || g.held != nil && now-*g.held >= g.o.Steady", "", "health TestNetworkDuringTheSoak", true},
-		{"gate: published ports are the machine's", "health/look.go", "slices.Contains(c.Ports, port)", "port == \"\"", "health TestRecord", true},
+		{"gate: published ports are the machine's", "health/record.go", "slices.Contains(c.Ports, port)", "port == \"\"", "health TestRecord", true},
 		{"gate: soak off", "health/gate.go", "now-*g.held >= g.o.Steady && ctx", "now-*g.held >= 0 && ctx", "health TestCrashLoop TestHeldTooShort", false},
 		{"gate: soak does not start anew", "health/gate.go", "\t\t\tg.held = nil\n", "\t\t\t_ = all\n", "health TestCrashLoop TestFlapping", true},
 		{"gate: probes are not asked after the soak", "health/gate.go", " && g.confirmed(*g.held+g.o.Steady)", "", "health TestProbes", true},
 		{"gate: each event is a look", "health/look.go", "g.gap = min(2*g.gap, lookGapMost)", "g.gap = lookGap", "health TestStorm", true},
+		{"gate: restarts of what is down are forgotten", "health/look.go", "seen.startedAgain[key] = before.again\n", "_ = before\n", "health TestBlameOfWhatDoesNotRun", true},
 		{"gate: no time of its own", "health/gate.go", "now >= c.within && !g.ever", "now < 0 && !g.ever", "health TestProbes TestDeclared", true},
 		{"gate: probes off", "health/judge.go", "Required: p.Level != Wanted, Expected: p.Expected", "Required: false, Expected: p.Expected", "health TestProbes TestProbeHangs", true},
 		{"gate: a probe may take for ever", "health/probe.go", "ask(ctx, p.Timeout, func", "ask(ctx, 1<<62, func", "health TestProbeHangs", true},
@@ -47,7 +48,7 @@ func workloadFaults() []fault {
 		{"gate: ignored is looked at", "health/workloads.go", "return c, declared.Level != Ignore", "return c, true", "health TestDeclared", true},
 		{"gate: what did not run before counts", "health/workloads.go", "list = append(list, wanted{c.Workload, recorded})", "list = append(list, wanted{c.Workload, recorded && false})", "health TestRequiredButNotBefore", true},
 		{"gate: required without a baseline off", "health/workloads.go", "if c.Declared.Level == Required && !known {", "if false && !known {", "health TestDeclaredWithoutBaseline", true},
-		{"gate: a container that held is blamed", "health/gate.go", " && now-g.since[checkID{c.Kind, c.Name}] < g.o.Steady", "", "health TestBlame", true},
+		{"gate: a container that held is blamed", "health/gate.go", " || c.OK && now-g.since[checkID{c.Kind, c.Name}] >= g.o.Steady", "", "health TestBlame", true},
 	})
 }
 
