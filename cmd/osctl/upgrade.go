@@ -12,7 +12,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kapernikov/osctl/pkg/fetch"
-	"github.com/kapernikov/osctl/pkg/proof"
 	"github.com/kapernikov/osctl/pkg/rehearsal"
 	"github.com/kapernikov/osctl/pkg/upgrade"
 )
@@ -245,14 +244,7 @@ func (s *source) resolve(ctx context.Context) (upgrade.Offer, error) {
 	}
 	s.closers = append(s.closers, store.Close)
 	ref, err := fetch.NewRegistry(ctx, store, c.HostsDir).SetTime(s.machine.clock().Now).Resolve(ctx, s.name())
-	return ref.For(s.judge).BundlesFirst(s.machine.bundled()), err
-}
-
-// bundled reports whether the running system came with sigstore bundles alone. The next
-// one hardly comes otherwise, and to look for these first saves requests.
-func (m *machine) bundled() bool {
-	r, err := proof.Open(m.config.StateDir).Load(m.booted.Slot)
-	return err == nil && r.Bundled()
+	return ref.For(s.judge), err
 }
 
 func (s *source) close() error {

@@ -48,38 +48,57 @@ func bundleManifest(h *hostile.Registry, predicate string, size int64, content [
 	return raw
 }
 
-// A registry is asked for as little as the judge needs, and never for an attestation
-// that nobody wants.
+// A registry is asked for as little as the judge needs, never for an attestation that
+// nobody wants, and never more than four times for one signature.
 func TestSignatureRequests(t *testing.T) {
+	const (
+		classic = "GET signature tag, GET signature payload"
+		bundle  = "GET signature manifest, GET signature payload"
+		api     = "GET referrers"
+		noAPI   = "GET referrers, GET referrers tag"
+	)
 	for _, tt := range []struct {
-		name   string
-		judge  Judge
-		refers bool // the referrers API is there, with a bundle and an attestation
-		first  bool // bundles first
-		want   string
-		found  int
+		name    string
+		judge   Judge
+		classic bool // there is a classic signature
+		bundles bool // there are a bundle and an attestation
+		api     bool // the registry has the referrers API
+		want    string
+		found   int
 	}{
-		{"a classic signature is enough", judge{nil, 1}, true, false, "HEAD signature tag, GET signature manifest, GET signature payload", 1},
-		{"a bundle is needed", judge{nil, 2}, true, false, "HEAD signature tag, GET signature manifest, GET signature payload, GET referrers, GET signature manifest, GET signature payload", 2},
-		{"no referrers API", judge{nil, 2}, false, false, "HEAD signature tag, GET signature manifest, GET signature payload, GET referrers, GET referrers tag", 1},
-		{"attestations", judge{[]string{osimage.PredicateSPDX}, 3}, true, false, "HEAD signature tag, GET signature manifest, GET signature payload, HEAD referrers tag, " +
-			"GET referrers, GET signature manifest, GET signature payload, GET signature manifest, GET signature payload", 3},
-		{"bundles first, one is enough", judge{nil, 1}, true, true, "GET referrers, GET signature manifest, GET signature payload", 1},
-		{"bundles first, and both", judge{nil, 2}, true, true, "GET referrers, GET signature manifest, GET signature payload, GET signature manifest, " +
-			"HEAD signature tag, GET signature manifest, GET signature payload", 2},
-		{"bundles first, and none", judge{nil, 1}, false, true, "GET referrers, GET referrers tag, HEAD signature tag, GET signature manifest, GET signature payload", 1},
+		{"a bundle", judge{nil, 1}, false, true, true, api + ", " + bundle, 1},
+		{"a bundle, no API", judge{nil, 1}, false, true, false, noAPI + ", " + bundle, 1},
+		{"a classic signature", judge{nil, 1}, true, false, true, api + ", " + classic, 1},
+		{"a classic signature, no API", judge{nil, 1}, true, false, false, noAPI + ", " + classic, 1},
+		{"a bundle is enough", judge{nil, 1}, true, true, true, api + ", " + bundle, 1},
+		{"both are needed", judge{nil, 2}, true, true, true, api + ", " + bundle + ", GET signature manifest, " + classic, 2},
+		{"more is needed", judge{nil, 2}, true, false, false, noAPI + ", " + classic, 1},
+		{"nothing there", judge{nil, 1}, false, false, false, noAPI + ", GET signature tag", 0},
+		{"one more attestation", judge{[]string{osimage.PredicateSPDX}, 4}, true, true, true, api + ", " + bundle + ", " + bundle + ", " + classic + ", GET referrers tag", 3},
+		{"attestations", judge{[]string{osimage.PredicateSPDX}, 3}, true, true, true, api + ", " + bundle + ", " + bundle + ", " + classic, 3},
 	} {
 		h := hostile.New(t)
-		load(t, h)
-		if tt.refers {
-			h.Refer(1, bundleManifest(h, osimage.PredicateSignature, 0, []byte("{}")), bundleManifest(h, osimage.PredicateSPDX, 0, []byte(`{"s":1}`)))
+		if tt.classic {
+			load(t, h)
+		} else {
+			h.Load(t, small.Layout(t), "1")
+		}
+		list := [][]byte{bundleManifest(h, osimage.PredicateSignature, 0, []byte("{}")), bundleManifest(h, osimage.PredicateSPDX, 0, []byte(`{"s":1}`))}
+		if !tt.bundles {
+			list = nil
+		}
+		if tt.api {
+			h.Refer(1, list...)
 		}
 		r, _ := patient(t, t.TempDir())
 		ref, err := r.Resolve(ctx, h.Name("1"))
 		if err != nil {
 			t.Fatal(err)
 		}
-		ref = ref.For(tt.judge).BundlesFirst(tt.first)
+		if !tt.api && tt.bundles {
+			instead(t, h, ref.Digest(), list[0])
+		}
+		ref = ref.For(tt.judge)
 		if _, err := ref.Describe(ctx); err != nil {
 			t.Fatal(err)
 		}
@@ -98,46 +117,15 @@ func TestSignatureRequests(t *testing.T) {
 		if got != tt.want {
 			t.Errorf("%s: asked for\n%s, want\n%s", tt.name, got, tt.want)
 		}
+		if one := tt.classic != tt.bundles && tt.found == 1; one && strings.Count(got, ",") > 3 {
+			t.Errorf("%s: more than four requests: %s", tt.name, got)
+		}
 	}
 }
 
-// An image that has a bundle alone, on a registry that has the referrers API, takes
-// four requests, and one less on a machine that runs such a one.
-func TestBundleTakesFourRequests(t *testing.T) {
-	h := hostile.New(t)
-	h.Load(t, small.Layout(t), "1")
-	h.Refer(1, bundleManifest(h, osimage.PredicateSignature, 0, []byte("{}")))
-	r, _ := patient(t, t.TempDir())
-	ref, err := r.Resolve(ctx, h.Name("1"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for first, want := range map[bool]int{false: 4, true: 3} {
-		counted(t, h, ref, first, want)
-	}
-}
-
-// counted reads the only signature of an image and counts the requests.
-func counted(t *testing.T, h *hostile.Registry, ref Ref, bundlesFirst bool, want int) {
+// instead puts a list of referrers under the tag that stands in for the API.
+func instead(t *testing.T, h *hostile.Registry, d digest.Digest, raw []byte) {
 	t.Helper()
-	ref = ref.For(judge{nil, 1}).BundlesFirst(bundlesFirst)
-	if _, err := ref.Describe(ctx); err != nil {
-		t.Fatal(err)
-	}
-	h.Forget()
-	sigs, err := ref.Signatures(ctx)
-	if n := len(h.Requests(hostile.Any)); err != nil || len(sigs) != 1 || n != want {
-		t.Errorf("%d signatures with %d requests, want %d, bundles first %t, %v: %+v", len(sigs), n, want, bundlesFirst, err, h.Requests(hostile.Any))
-	}
-}
-
-// A registry without the referrers API has a list under a tag, and is asked for the API
-// first. A machine that runs an image with a bundle stays within the budget of four
-// requests; another one asks five times, once (docs/trust.md).
-func TestBundleWithoutTheAPI(t *testing.T) {
-	h := hostile.New(t)
-	d := h.Load(t, small.Layout(t), "1")
-	raw := bundleManifest(h, osimage.PredicateSignature, 0, []byte("{}"))
 	index, err := json.Marshal(ocispec.Index{
 		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex,
 		Manifests: []ocispec.Descriptor{{MediaType: ocispec.MediaTypeImageManifest, Digest: h.Put("bundle.sig", raw), Size: int64(len(raw))}},
@@ -146,13 +134,28 @@ func TestBundleWithoutTheAPI(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.Put(osimage.ReferrersTag(d), index)
-	r, _ := patient(t, t.TempDir())
-	ref, err := r.Resolve(ctx, h.Name("1"))
+}
+
+// A mirror that may serve content but not say what a tag means is not asked for one: it
+// could show an older signature, or none.
+func TestMirrorIsNotAskedForTags(t *testing.T) {
+	mirror, registry := hostile.New(t), hostile.New(t)
+	load(t, mirror)
+	load(t, registry)
+	toml := fmt.Sprintf("server = %q\n[host.%q]\n  capabilities = [\"pull\"]\n", registry.URL, mirror.URL)
+	r, _ := patient(t, hostsDir(t, registry.Host(), toml))
+	ref, err := r.Resolve(ctx, registry.Name("1"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	for first, want := range map[bool]int{false: 5, true: 4} {
-		counted(t, h, ref, first, want)
+	if sigs, err := ref.Signatures(ctx); err != nil || len(sigs) != 1 {
+		t.Errorf("%d signatures, %v", len(sigs), err)
+	}
+	if asked := mirror.Requests(hostile.SignatureTag); len(asked) > 0 {
+		t.Errorf("the mirror was asked what a tag means: %+v", asked)
+	}
+	if asked := mirror.Requests(hostile.Payload); len(asked) == 0 {
+		t.Error("the mirror was not asked for content")
 	}
 }
 
@@ -193,18 +196,16 @@ func TestWithheldList(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, first := range []bool{false, true} {
-			ref := ref.For(tt.judge).BundlesFirst(first)
-			if _, err := ref.Describe(ctx); err != nil {
-				t.Fatal(err)
-			}
-			_, err = ref.Signatures(ctx)
-			switch {
-			case tt.want == "" && err != nil:
-				t.Errorf("%s: %v", name, err)
-			case tt.want != "" && (!errors.Is(err, errWithheld) || !errors.Is(err, ErrRegistry) || errors.Is(err, ErrDenied) != tt.denied || !strings.Contains(err.Error(), tt.want)):
-				t.Errorf("%s: error = %v, want %q", name, err, tt.want)
-			}
+		ref = ref.For(tt.judge)
+		if _, err := ref.Describe(ctx); err != nil {
+			t.Fatal(err)
+		}
+		_, err = ref.Signatures(ctx)
+		switch {
+		case tt.want == "" && err != nil:
+			t.Errorf("%s: %v", name, err)
+		case tt.want != "" && (!errors.Is(err, errWithheld) || !errors.Is(err, ErrRegistry) || errors.Is(err, ErrDenied) != tt.denied || !strings.Contains(err.Error(), tt.want)):
+			t.Errorf("%s: error = %v, want %q", name, err, tt.want)
 		}
 	}
 }
@@ -285,7 +286,7 @@ func TestHostileReferrers(t *testing.T) {
 			t.Errorf("%s: %d signatures, %v, want %q", name, len(sigs), err, tt.want)
 		case tt.found < 0 && err == nil:
 			t.Errorf("%s: %d signatures and no error", name, len(sigs))
-		case tt.want == "" && tt.found >= 0 && (err != nil || len(sigs) != 1+tt.found || sigs[len(sigs)-1].Oversize != tt.over):
+		case tt.want == "" && tt.found >= 0 && (err != nil || len(sigs) != 1+tt.found || sigs[0].Oversize != tt.over):
 			t.Errorf("%s: %d signatures, %v", name, len(sigs), err)
 		}
 		if n := h.Sent(hostile.Pack); n > 0 {

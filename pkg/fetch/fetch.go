@@ -18,7 +18,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -51,8 +50,6 @@ type Ref struct {
 	source source
 	judge  Judge
 	image  *osimage.Image // what Describe read, with a judge
-	// bundles says that sigstore bundles are looked for before classic signatures.
-	bundles bool
 }
 
 // Judge decides on signatures (trust.Verifier), and so which of them are read.
@@ -78,19 +75,12 @@ func (r Ref) For(j Judge) Ref {
 	return r
 }
 
-// BundlesFirst is the same reference, whose Signatures looks for sigstore bundles
-// before classic signatures, if yes. All that changes is how many requests it takes.
-func (r Ref) BundlesFirst(yes bool) Ref {
-	r.bundles = yes
-	return r
-}
-
 // source is where a Ref was resolved.
 type source interface {
 	opener
-	// tagged finds what another tag of the same place leads to; osimage.ErrNoDocument
-	// says that there is no such tag.
-	tagged(ctx context.Context, tag string) (ocispec.Descriptor, error)
+	// tagged reads the manifest that another tag of the same place leads to;
+	// osimage.ErrNoDocument says that there is no such tag.
+	tagged(ctx context.Context, tag string) (ocispec.Descriptor, []byte, error)
 	// referrers finds the manifests whose subject is the image.
 	referrers(ctx context.Context, image digest.Digest) ([]ocispec.Descriptor, error)
 	// blobs opens packs; what it fetches is kept until release.
@@ -132,9 +122,10 @@ func (r Ref) Describe(ctx context.Context) (osimage.Image, error) {
 	return img, nil
 }
 
-// Signatures reads the cosign signatures that lie beside the image: classic ones,
-// then sigstore bundles, or the other way round. Attestations are read only for a judge who wants them, for
-// they can be long. An image without any of these has an empty list.
+// Signatures reads the cosign signatures that lie beside the image: sigstore bundles,
+// then classic ones, and no more once the judge has enough. Attestations are read only
+// for a judge who wants them, for they can be long. An image without any of these has
+// an empty list.
 func (r Ref) Signatures(ctx context.Context) ([]osimage.Signature, error) {
 	if r.source == nil {
 		return nil, errUnresolved
@@ -145,18 +136,13 @@ func (r Ref) Signatures(ctx context.Context) ([]osimage.Signature, error) {
 	}
 	var withheld error
 	for _, place := range r.places(e.wanted) {
-		manifests, err := place(ctx)
+		err := place(ctx, &e)
 		if errors.Is(err, errWithheld) {
 			withheld = err // what is elsewhere may be enough
 			continue
 		}
 		if err != nil {
-			return nil, fmt.Errorf("looking for signatures of %s: %w", r.name, err)
-		}
-		for _, desc := range manifests {
-			if err := e.read(ctx, desc); err != nil {
-				return nil, fmt.Errorf("reading the signatures of %s: %w", r.name, err)
-			}
+			return nil, fmt.Errorf("reading the signatures of %s: %w", r.name, err)
 		}
 		if r.judge != nil && len(e.found) > 0 && r.judge.Enough(ctx, *r.image, e.found) {
 			return e.found, nil
@@ -176,33 +162,50 @@ func (r Ref) suffice(found []osimage.Signature, withheld error) bool {
 	return len(found) > 0 && (r.judge == nil || errors.Is(withheld, ErrDenied))
 }
 
-// places are where cosign puts signatures, the likeliest first.
-func (r Ref) places(wanted []string) []func(context.Context) ([]ocispec.Descriptor, error) {
-	image := r.desc.Digest
-	tagged := func(tag string) func(context.Context) ([]ocispec.Descriptor, error) {
-		return func(ctx context.Context) ([]ocispec.Descriptor, error) {
-			desc, err := r.source.tagged(ctx, tag)
+// places are where cosign puts signatures. Bundles come first: to find that there are
+// none takes two requests at most and a classic signature two more, so one signature
+// never takes more than four, in whichever form and whether or not the registry has the
+// referrers API.
+func (r Ref) places(wanted []string) []func(context.Context, *evidence) error {
+	tagged := func(tag string) func(context.Context, *evidence) error {
+		return func(ctx context.Context, e *evidence) error {
+			_, raw, err := r.source.tagged(ctx, tag)
 			if errors.Is(err, osimage.ErrNoDocument) {
-				return nil, nil
+				return nil
 			}
-			return []ocispec.Descriptor{desc}, err
+			if err != nil {
+				return err
+			}
+			return e.add(ctx, raw)
 		}
 	}
-	list := []func(context.Context) ([]ocispec.Descriptor, error){tagged(osimage.SignatureTag(image))}
+	list := []func(context.Context, *evidence) error{r.bundles, tagged(osimage.SignatureTag(r.desc.Digest))}
 	if len(wanted) > 0 {
-		list = append(list, tagged(osimage.AttestationTag(image)))
+		list = append(list, tagged(osimage.AttestationTag(r.desc.Digest)))
 	}
-	bundles := func(ctx context.Context) ([]ocispec.Descriptor, error) {
-		found, err := r.source.referrers(ctx, image)
+	return list
+}
+
+// bundles reads the sigstore bundles that refer to the image.
+func (r Ref) bundles(ctx context.Context, e *evidence) error {
+	found, err := r.source.referrers(ctx, r.desc.Digest)
+	if err != nil {
+		return err
+	}
+	manifests, err := osimage.BundleManifests(found, e.wanted)
+	if err != nil {
+		return err
+	}
+	for _, desc := range manifests {
+		raw, err := readSmall(ctx, r.source, desc, osimage.MaxManifest)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		return osimage.BundleManifests(found, wanted)
+		if err := e.add(ctx, raw); err != nil {
+			return err
+		}
 	}
-	if r.bundles {
-		return slices.Insert(list, 0, bundles)
-	}
-	return append(list, bundles)
+	return nil
 }
 
 // Blobs opens the packs. What is kept stays, also when the work is interrupted,
@@ -269,12 +272,8 @@ type evidence struct {
 	total  int64
 }
 
-// read adds the signatures of one manifest.
-func (e *evidence) read(ctx context.Context, desc ocispec.Descriptor) error {
-	raw, err := readSmall(ctx, e.source, desc, osimage.MaxManifest)
-	if err != nil {
-		return err
-	}
+// add reads the signatures of one manifest.
+func (e *evidence) add(ctx context.Context, raw []byte) error {
 	layers, err := osimage.SignatureLayers(raw, e.wanted)
 	if err != nil {
 		return err

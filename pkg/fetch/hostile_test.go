@@ -232,7 +232,7 @@ func TestTagIsAskedForOnce(t *testing.T) {
 			}
 		}
 	})
-	want := []string{"HEAD tag", "HEAD signature tag", "GET signature manifest", "GET signature payload", "GET referrers", "GET referrers tag", "GET manifest", "GET config"}
+	want := []string{"HEAD tag", "GET referrers", "GET referrers tag", "GET signature tag", "GET signature payload", "GET manifest", "GET config"}
 	if len(kinds) < len(want) || !slices.Equal(kinds[:len(want)], want) || len(h.Requests(hostile.Tag)) != 1 {
 		t.Errorf("requests %v, want %v and then packs", kinds, want)
 	}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -36,6 +37,7 @@ type Registry struct {
 	store    *Store
 	wire     *wire
 	resolver remotes.Resolver
+	tags     remotes.Resolver // asks only hosts that may say what a tag means
 	pause    func(ctx context.Context, attempt int) error
 }
 
@@ -51,9 +53,20 @@ func NewRegistry(ctx context.Context, store *Store, hostsDir string) *Registry {
 			return user, secret, err
 		},
 	}
+	hosts := w.hosts(config.ConfigureHosts(ctx, options))
 	return &Registry{
 		store: store, wire: w, pause: backoff,
-		resolver: docker.NewResolver(docker.ResolverOptions{Hosts: w.hosts(config.ConfigureHosts(ctx, options))}),
+		resolver: docker.NewResolver(docker.ResolverOptions{Hosts: hosts}),
+		tags:     docker.NewResolver(docker.ResolverOptions{Hosts: resolving(hosts)}),
+	}
+}
+
+// resolving leaves of the hosts of a registry those that may say what a tag means: to a
+// mirror that may not, only digests are given.
+func resolving(hosts docker.RegistryHosts) docker.RegistryHosts {
+	return func(name string) ([]docker.RegistryHost, error) {
+		list, err := hosts(name)
+		return slices.DeleteFunc(list, func(h docker.RegistryHost) bool { return !h.Capabilities.Has(docker.HostCapabilityResolve) }), err
 	}
 }
 

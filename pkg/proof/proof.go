@@ -19,7 +19,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -65,12 +64,6 @@ func (r Record) Image() osimage.Image { return r.image }
 
 // Reference is where the image came from, for people and for a repair.
 func (r Record) Reference() string { return r.reference }
-
-// Bundled reports whether all signatures are sigstore bundles, and there are some.
-func (r Record) Bundled() bool {
-	other := func(s osimage.Signature) bool { return s.Form != osimage.Bundle }
-	return len(r.signatures) > 0 && !slices.ContainsFunc(r.signatures, other)
-}
 
 // file is the format of a record.
 type file struct {

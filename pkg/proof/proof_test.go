@@ -15,7 +15,6 @@ import (
 	"github.com/kapernikov/osctl/pkg/device"
 	"github.com/kapernikov/osctl/pkg/disk"
 	"github.com/kapernikov/osctl/pkg/fetch"
-	"github.com/kapernikov/osctl/pkg/osimage"
 	"github.com/kapernikov/osctl/pkg/proof"
 	"github.com/kapernikov/osctl/pkg/publish"
 	"github.com/kapernikov/osctl/pkg/slot"
@@ -247,17 +246,4 @@ func FuzzParse(f *testing.F) {
 			t.Errorf("a record does not come back: %v", err)
 		}
 	})
-}
-
-// The next image is looked for as the running one came.
-func TestBundled(t *testing.T) {
-	bundle, classic := osimage.Signature{Form: osimage.Bundle}, osimage.Signature{Form: osimage.Classic}
-	for _, tt := range []struct {
-		sigs []osimage.Signature
-		want bool
-	}{{nil, false}, {[]osimage.Signature{bundle, bundle}, true}, {[]osimage.Signature{bundle, classic}, false}, {[]osimage.Signature{classic}, false}} {
-		if got := proof.New(osimage.Image{}, tt.sigs, "").Bundled(); got != tt.want {
-			t.Errorf("%+v: %t", tt.sigs, got)
-		}
-	}
 }
