@@ -179,7 +179,7 @@ func (m *machine) containers() *workload.Reader {
 func (m *machine) gate(b health.Baseline) health.Options {
 	e := m.expects
 	return health.Options{
-		Systemd: health.Systemd{Socket: m.config.Systemd.Address}, Containers: m.containers(), Network: gateNetwork{}, Baseline: b, Log: m.log,
+		Systemd: &health.Systemd{Socket: m.config.Systemd.Address}, Containers: m.containers(), Network: &gateNetwork{}, Baseline: b, Log: m.log,
 		RequiredUnits: e.Units.Required, Tolerated: e.Units.Tolerated, NetworkLevel: health.Level(e.Network), Probes: m.checks(),
 		Deadline: time.Duration(e.Deadline), Steady: time.Duration(e.Soak), Retry: time.Duration(e.Retry),
 	}
@@ -188,7 +188,7 @@ func (m *machine) gate(b health.Baseline) health.Options {
 // gateNetwork is this machine's network as the gate asks for it.
 type gateNetwork struct{ device.Network }
 
-func (n gateNetwork) Facts(ctx context.Context) (health.Network, error) {
+func (n *gateNetwork) Facts(ctx context.Context) (health.Network, error) {
 	f, err := n.Network.Facts(ctx)
 	return health.Network(f), err
 }

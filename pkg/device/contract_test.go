@@ -12,7 +12,7 @@ import (
 )
 
 // asked is the network as the gate asks for it.
-type asked struct{ device.Network }
+type asked struct{ *device.Network }
 
 func (n asked) Facts(ctx context.Context) (health.Network, error) {
 	f, err := n.Network.Facts(ctx)
@@ -47,7 +47,7 @@ func TestNetworkContract(t *testing.T) {
 			}
 		}
 		return gate.NetworkRig{
-			Network: asked{device.Network{Proc: filepath.Join(dir, "proc"), Sys: filepath.Join(dir, "sys"), Run: filepath.Join(dir, "run")}},
+			Network: asked{&device.Network{Proc: filepath.Join(dir, "proc"), Sys: filepath.Join(dir, "sys"), Run: filepath.Join(dir, "run")}},
 			Come: func() {
 				write(map[string]string{
 					"proc/net/route":             "eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\neth1\t0000010A\t050200C0\t0003\t0\t0\t0\t0000FFFF\n",

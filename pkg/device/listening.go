@@ -1,9 +1,11 @@
 package device
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -11,13 +13,49 @@ import (
 	"strings"
 )
 
-// listening finds the sockets, and then the processes of services that hold them.
-func (n Network) listening(ctx context.Context) ([]string, error) {
+// manager is who holds the sockets of process 1.
+const manager = "systemd"
+
+// holders is who was found to hold a set of sockets.
+type holders struct {
+	sockets map[string]string // ports by inodes
+	found   []string
+}
+
+// recall returns what was found for these very sockets. They are the same as long as
+// their inodes are, and so is who opened them.
+func (n *Network) recall(sockets map[string]string) ([]string, bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Clone(n.last.found), n.last.sockets != nil && maps.Equal(n.last.sockets, sockets)
+}
+
+// remember keeps what was found, but not while systemd holds a socket for a service
+// that may take it over.
+func (n *Network) remember(sockets, owners map[string]string, found []string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.last = holders{}
+	for _, port := range sockets {
+		if owner := owners[port]; owner == "" || owner == manager {
+			return
+		}
+	}
+	n.last = holders{sockets, slices.Clone(found)}
+}
+
+// listening finds the sockets, and then the processes of services that hold them: to
+// look through all processes costs more than all the rest, so it is done for sockets
+// that were not there before.
+func (n *Network) listening(ctx context.Context) ([]string, error) {
 	sockets, err := n.sockets()
 	if err != nil || len(sockets) == 0 {
 		return nil, err
 	}
-	processes, err := os.ReadDir(n.Proc)
+	if found, ok := n.recall(sockets); ok {
+		return found, nil
+	}
+	processes, err := os.ReadDir(n.proc())
 	if err != nil {
 		return nil, err
 	}
@@ -46,6 +84,7 @@ func (n Network) listening(ctx context.Context) ([]string, error) {
 		found = append(found, port+" "+unit)
 	}
 	slices.Sort(found)
+	n.remember(sockets, owners, found)
 	return found, nil
 }
 
@@ -58,13 +97,13 @@ const (
 
 // sockets returns the ports that count, by the inodes of their sockets. The format of
 // the files is in Documentation/networking/proc_net_tcp.rst of the kernel.
-func (n Network) sockets() (map[string]string, error) {
+func (n *Network) sockets() (map[string]string, error) {
 	low, high := n.handedOut()
 	found := map[string]string{}
 	for _, table := range []struct{ name, protocol, state string }{
 		{"tcp", "tcp", stateListen}, {"tcp6", "tcp", stateListen}, {"udp", "udp", stateClose}, {"udp6", "udp", stateClose},
 	} {
-		err := lines(filepath.Join(n.Proc, "net", table.name), func(fields []string) error {
+		err := lines(filepath.Join(n.proc(), "net", table.name), func(fields []string) error {
 			if fields[0] == "sl" || len(fields) < 10 || fields[3] != table.state {
 				return nil
 			}
@@ -109,9 +148,9 @@ func comesAndGoes(protocol string, port uint64) bool {
 
 // handedOut is the range of ports that nobody chose, as
 // Documentation/networking/ip-sysctl.rst of the kernel has it.
-func (n Network) handedOut() (low, high uint64) {
+func (n *Network) handedOut() (low, high uint64) {
 	low, high = 32768, 60999
-	text, err := os.ReadFile(filepath.Join(n.Proc, "sys/net/ipv4/ip_local_port_range"))
+	text, err := os.ReadFile(filepath.Join(n.proc(), "sys/net/ipv4/ip_local_port_range"))
 	if err != nil {
 		return low, high
 	}
@@ -129,9 +168,9 @@ func (n Network) handedOut() (low, high uint64) {
 
 // unit is the system service that a process belongs to, by its control group; "" for
 // all other processes.
-func (n Network) unit(pid string) string {
+func (n *Network) unit(pid string) string {
 	var group string
-	err := lines(filepath.Join(n.Proc, pid, "cgroup"), func(fields []string) error {
+	err := lines(filepath.Join(n.proc(), pid, "cgroup"), func(fields []string) error {
 		// hierarchy:controllers:path, cgroups(7); systemd's own is 0 or name=systemd.
 		parts := strings.SplitN(strings.Join(fields, " "), ":", 3)
 		if len(parts) == 3 && (parts[0] == "0" || parts[1] == "name=systemd") && group == "" {
@@ -143,7 +182,7 @@ func (n Network) unit(pid string) string {
 		return ""
 	}
 	if pid == "1" && group == "/init.scope" {
-		return "systemd"
+		return manager
 	}
 	rest, ok := strings.CutPrefix(group, "/system.slice/")
 	if !ok {
@@ -163,15 +202,15 @@ func (n Network) unit(pid string) string {
 
 // transient reports whether a unit was made at run time and is gone after a reboot,
 // systemd.unit(5).
-func (n Network) transient(unit string) bool {
-	_, err := os.Lstat(filepath.Join(n.Run, "systemd/transient", unit))
+func (n *Network) transient(unit string) bool {
+	_, err := os.Lstat(filepath.Join(cmp.Or(n.Run, "/run"), "systemd/transient", unit))
 	return err == nil
 }
 
 // held are the ports of the sockets that a process has open. One that ended meanwhile
 // has none.
-func (n Network) held(pid string, sockets map[string]string) []string {
-	dir := filepath.Join(n.Proc, pid, "fd")
+func (n *Network) held(pid string, sockets map[string]string) []string {
+	dir := filepath.Join(n.proc(), pid, "fd")
 	open, err := os.ReadDir(dir)
 	if err != nil {
 		return nil

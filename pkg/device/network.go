@@ -15,14 +15,19 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 )
 
 // Network reads the state of this machine's network from the kernel's files. The zero
-// value reads the machine's own; tests give it directories.
+// value reads the machine's own; tests give it directories. It remembers who held the
+// sockets of the last reading, and is safe for concurrent use.
 type Network struct {
 	Proc string // "" is /proc
 	Sys  string // "" is /sys
 	Run  string // "" is /run
+
+	mu   sync.Mutex
+	last holders
 }
 
 // NetworkFacts is what Network reads. All lists are sorted and name nothing twice.
@@ -47,8 +52,7 @@ type NetworkFacts struct {
 // are bound to one address of an interface, those of sessions, of containers, of
 // osctl and of transient units, and those of clients and of names on the link (DHCP,
 // mDNS, LLMNR), which come and go with a cable.
-func (n Network) Facts(ctx context.Context) (NetworkFacts, error) {
-	n.Proc, n.Sys, n.Run = cmp.Or(n.Proc, "/proc"), cmp.Or(n.Sys, "/sys"), cmp.Or(n.Run, "/run")
+func (n *Network) Facts(ctx context.Context) (NetworkFacts, error) {
 	var f NetworkFacts
 	var err error
 	if f.Routes, err = n.routes(); err != nil {
@@ -63,6 +67,8 @@ func (n Network) Facts(ctx context.Context) (NetworkFacts, error) {
 	return f, nil
 }
 
+func (n *Network) proc() string { return cmp.Or(n.Proc, "/proc") }
+
 // The flags of a route, include/uapi/linux/route.h and ipv6_route.h in the kernel.
 const (
 	routeUp      = 0x0001     // RTF_UP
@@ -72,13 +78,13 @@ const (
 	routeLocal   = 0x80000000 // RTF_LOCAL
 )
 
-func (n Network) routes() ([]string, error) {
+func (n *Network) routes() ([]string, error) {
 	found := map[string]bool{}
 	for _, table := range []struct {
 		name  string
 		parse func(fields []string) (route, error)
 	}{{"route", parseRoute}, {"ipv6_route", parseRoute6}} {
-		err := lines(filepath.Join(n.Proc, "net", table.name), func(fields []string) error {
+		err := lines(filepath.Join(n.proc(), "net", table.name), func(fields []string) error {
 			r, err := table.parse(fields)
 			if err == nil && r.counts() {
 				found[r.String()] = true
@@ -190,8 +196,8 @@ func parseWords(text string) (netip.Addr, error) {
 
 // unplugged are the interfaces whose carrier is 0. It cannot be read of one that is
 // not up, which is the doing of the system and of nobody's cable.
-func (n Network) unplugged() ([]string, error) {
-	names, err := filepath.Glob(filepath.Join(n.Sys, "class/net/*/carrier"))
+func (n *Network) unplugged() ([]string, error) {
+	names, err := filepath.Glob(filepath.Join(cmp.Or(n.Sys, "/sys"), "class/net/*/carrier"))
 	if err != nil {
 		return nil, err
 	}

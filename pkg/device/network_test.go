@@ -13,7 +13,7 @@ import (
 
 // plant makes the kernel's files of a machine: names ending in "->" are symbolic
 // links to their text.
-func plant(t *testing.T, files map[string]string) Network {
+func plant(t *testing.T, files map[string]string) *Network {
 	t.Helper()
 	dir := t.TempDir()
 	for name, text := range files {
@@ -31,7 +31,7 @@ func plant(t *testing.T, files map[string]string) Network {
 	if err := os.MkdirAll(filepath.Join(dir, "proc"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	return Network{Proc: filepath.Join(dir, "proc"), Sys: filepath.Join(dir, "sys"), Run: filepath.Join(dir, "run")}
+	return &Network{Proc: filepath.Join(dir, "proc"), Sys: filepath.Join(dir, "sys"), Run: filepath.Join(dir, "run")}
 }
 
 func facts(t *testing.T, files map[string]string) NetworkFacts {
@@ -159,7 +159,45 @@ func TestNetworkThatCannotBeRead(t *testing.T) {
 
 // The files of this very machine have the format.
 func TestNetworkOfThisMachine(t *testing.T) {
-	if _, err := (Network{}).Facts(t.Context()); err != nil {
+	if _, err := new(Network).Facts(t.Context()); err != nil {
 		t.Error(err)
+	}
+}
+
+// The processes are looked through only for sockets that were not there before; while
+// systemd holds one, or nobody is found to, always: that may change with the sockets
+// as they are.
+func TestHoldersAreRemembered(t *testing.T) {
+	for name, tt := range map[string]struct {
+		group, want string // of the process; what is seen when it is gone
+	}{
+		"a service": {"0::/system.slice/ssh.service\n", "tcp/22 ssh.service"},
+		"systemd":   {"0::/init.scope\n", ""},
+		"nobody":    {"0::/user.slice\n", ""},
+	} {
+		n := plant(t, map[string]string{
+			"proc/net/tcp": socket("00000000:0016", "0A", "7"), "proc/1/cgroup": tt.group, "proc/1/fd/3->": "socket:[7]",
+		})
+		look := func() string {
+			f, err := n.Facts(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			return strings.Join(f.Listening, ", ")
+		}
+		look()
+		if err := os.RemoveAll(filepath.Join(n.Proc, "1")); err != nil {
+			t.Fatal(err)
+		}
+		if got := look(); got != tt.want {
+			t.Errorf("%s: the same sockets: %q, want %q", name, got, tt.want)
+		}
+		other := socket("00000000:0016", "0A", "8")
+		if err := os.WriteFile(filepath.Join(n.Proc, "net/tcp"), []byte(other), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := look(); got != "" {
+			t.Errorf("%s: another socket: %q", name, got)
+		}
 	}
 }

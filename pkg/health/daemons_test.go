@@ -60,9 +60,9 @@ func TestMuteSystemd(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	o := health.Options{Systemd: health.Systemd{Socket: path}, Containers: &gate.Containers{}, Deadline: time.Second}
+	o := health.Options{Systemd: &health.Systemd{Socket: path}, Containers: &gate.Containers{}, Deadline: time.Second}
 	verdict(t, o, "systemd: no answer after ")
-	o.Systemd = health.Systemd{Socket: path + ".none"}
+	o.Systemd = &health.Systemd{Socket: path + ".none"}
 	verdict(t, o, "systemd: connecting to systemd: ")
 }
 
@@ -134,7 +134,7 @@ func (s *slow) pass(daemon, client net.Conn) {
 func TestSlowDaemons(t *testing.T) {
 	c := slowDown(t, daemon.Start(t).Address, 100*time.Millisecond)
 	s := slowDown(t, daemon.StartSystemd(t, map[string]string{"default.target": "[Unit]\nDescription=all\n"}).Socket, 100*time.Millisecond)
-	o := health.Options{Systemd: health.Systemd{Socket: s.path}, Containers: workload.New(c.path, "own"), Deadline: time.Minute}
+	o := health.Options{Systemd: &health.Systemd{Socket: s.path}, Containers: workload.New(c.path, "own"), Deadline: time.Minute}
 	verdict(t, o, "")
 	for _, mute := range []*slow{s, c} {
 		short := o

@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/godbus/dbus/v5"
@@ -42,19 +43,35 @@ const (
 )
 
 // Systemd asks the system manager. The zero value asks the one that runs this
-// machine; it has no state and needs no closing.
+// machine, and needs no closing. While somebody listens to Changes, Units goes through
+// that connection.
 type Systemd struct {
 	Socket string // its private D-Bus socket; "" is the system manager's
+
+	mu        sync.Mutex
+	listening *dbus.Conn // that of Changes; nil while nobody listens
 }
 
 // Units returns the state of the units, and of the named ones in particular.
 // It needs root.
-func (s Systemd) Units(ctx context.Context, names []string) (Units, error) {
+func (s *Systemd) Units(ctx context.Context, names []string) (Units, error) {
+	s.mu.Lock()
+	shared := s.listening
+	s.mu.Unlock()
+	if shared != nil {
+		if u, err := units(ctx, shared, names); err == nil {
+			return u, nil
+		} // it may just have ended, which says nothing of systemd
+	}
 	conn, err := s.connect(ctx)
 	if err != nil {
 		return Units{}, err
 	}
 	defer conn.Close()
+	return units(ctx, conn, names)
+}
+
+func units(ctx context.Context, conn *dbus.Conn, names []string) (Units, error) {
 	m := managerCalls{ctx, conn}
 
 	u := Units{State: map[string]string{}}
@@ -79,7 +96,7 @@ func (s Systemd) Units(ctx context.Context, names []string) (Units, error) {
 
 // Changes gets a value when it has begun to listen and after any unit changed
 // its state or its job. It is closed when ctx is done or the connection is.
-func (s Systemd) Changes(ctx context.Context) <-chan struct{} {
+func (s *Systemd) Changes(ctx context.Context) <-chan struct{} {
 	bell := make(chan struct{}, 1)
 	go func() {
 		defer close(bell)
@@ -93,6 +110,8 @@ func (s Systemd) Changes(ctx context.Context) <-chan struct{} {
 		if err := (managerCalls{ctx, conn}).call("Subscribe"); err != nil {
 			return
 		}
+		s.share(conn)
+		defer s.share(nil) // before it is closed
 		bell <- struct{}{}
 		for {
 			select {
@@ -114,6 +133,12 @@ func (s Systemd) Changes(ctx context.Context) <-chan struct{} {
 	return bell
 }
 
+func (s *Systemd) share(conn *dbus.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.listening = conn
+}
+
 // tellsOfChange picks the signals after which Units may differ. UnitNew and
 // UnitRemoved do not: asking for a unit that is not loaded sends both, so the
 // gate would wake itself up for ever.
@@ -128,7 +153,7 @@ func tellsOfChange(signal *dbus.Signal) bool {
 }
 
 // connect opens a connection that is closed when ctx is done.
-func (s Systemd) connect(ctx context.Context) (*dbus.Conn, error) {
+func (s *Systemd) connect(ctx context.Context) (*dbus.Conn, error) {
 	socket := s.Socket
 	if socket == "" {
 		socket = defaultSocket

@@ -66,7 +66,7 @@ func TestRealSystemd(t *testing.T) {
 		units["brittle.service"] = "[Service]\nExecStart=/bin/sh -c 'cat " + brittle + "; exit 1'\n"
 		s := daemon.StartSystemd(t, units)
 		return gate.SystemdRig{
-			Systemd: health.Systemd{Socket: s.Socket},
+			Systemd: &health.Systemd{Socket: s.Socket},
 			Break:   breakIt,
 			Start:   func(unit string) { s.Control(t, "start", unit) },
 			Finish:  release,
@@ -92,7 +92,7 @@ func TestGateDoesNotWaitForItself(t *testing.T) {
 		"Environment=OSCTL_TEST_REPORT=" + report + " OSCTL_TEST_SOCKET=%t/systemd/private\n" +
 		"ExecStart=" + binary + " -test.run=^TestGateUnit$\n"
 	s := daemon.StartSystemd(t, units)
-	systemd := health.Systemd{Socket: s.Socket}
+	systemd := &health.Systemd{Socket: s.Socket}
 
 	// Only the slow unit holds the gate up, and everything waits for the gate.
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -150,7 +150,7 @@ func TestGateUnit(t *testing.T) {
 		return // not a test by itself
 	}
 	r := health.Run(t.Context(), health.Options{
-		Systemd:    health.Systemd{Socket: os.Getenv("OSCTL_TEST_SOCKET")},
+		Systemd:    &health.Systemd{Socket: os.Getenv("OSCTL_TEST_SOCKET")},
 		Containers: &gate.Containers{},
 		Deadline:   50 * time.Second,
 		Steady:     time.Nanosecond,

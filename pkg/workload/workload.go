@@ -21,6 +21,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	tasks "github.com/containerd/containerd/api/services/tasks/v1"
@@ -40,12 +41,16 @@ const limit = 10 * time.Second
 // machine booted; containerd itself has no word for it.
 const noTask = "no task"
 
-// Reader reads containers. It holds no connection between calls and is safe
-// for concurrent use.
+// Reader reads containers. While somebody listens to Changes, Ping and List go through
+// that connection; else each has one of its own, as Probe always has: it ends what it
+// started even when nobody listens any more. It is safe for concurrent use.
 type Reader struct {
 	address   string
 	own       string
 	transient string // transientUnits; another folder in tests
+
+	mu        sync.Mutex
+	listening *containerd.Client // that of Changes; nil while nobody listens
 }
 
 // New returns a reader of the containerd at address, the path of its gRPC
@@ -59,12 +64,8 @@ func New(address, own string) *Reader {
 func (r *Reader) Ping(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	client, err := r.dial(ctx)
-	if err != nil {
-		return err
-	}
-	defer client.Close()
-	return ping(ctx, client)
+	_, err := through(ctx, r, func(client *containerd.Client) (struct{}, error) { return struct{}{}, ping(ctx, client) })
+	return err
 }
 
 func ping(ctx context.Context, client *containerd.Client) error {
@@ -83,11 +84,10 @@ func ping(ctx context.Context, client *containerd.Client) error {
 func (r *Reader) List(ctx context.Context) ([]health.Container, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	client, err := r.dial(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer client.Close()
+	return through(ctx, r, func(client *containerd.Client) ([]health.Container, error) { return r.list(ctx, client) })
+}
+
+func (r *Reader) list(ctx context.Context, client *containerd.Client) ([]health.Container, error) {
 	spaces, err := client.NamespaceService().List(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("listing containerd's namespaces: %w", err)
@@ -184,6 +184,8 @@ func (r *Reader) Changes(ctx context.Context) <-chan struct{} {
 		if err != nil {
 			return
 		}
+		r.share(client)
+		defer r.share(nil) // before it is closed
 		bell <- struct{}{}
 		for {
 			select {
@@ -203,6 +205,32 @@ func (r *Reader) Changes(ctx context.Context) <-chan struct{} {
 		}
 	}()
 	return bell
+}
+
+// through asks through the connection of Changes, or through a new one if there is none
+// or it does not answer: it may just have ended, which says nothing of containerd.
+func through[T any](ctx context.Context, r *Reader, ask func(*containerd.Client) (T, error)) (T, error) {
+	r.mu.Lock()
+	shared := r.listening
+	r.mu.Unlock()
+	if shared != nil {
+		if answer, err := ask(shared); err == nil {
+			return answer, nil
+		}
+	}
+	client, err := r.dial(ctx)
+	if err != nil {
+		var none T
+		return none, err
+	}
+	defer client.Close()
+	return ask(client)
+}
+
+func (r *Reader) share(client *containerd.Client) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.listening = client
 }
 
 // dial connects. It tries the socket by itself first: containerd's own dialer

@@ -21,7 +21,7 @@ func BenchmarkGate(b *testing.B) {
 		rig.Run("run", "-d", "--name", fmt.Sprint("app", i), "--net", "none", ref, "wait")
 	}
 	systemd := daemon.StartSystemd(b, map[string]string{"default.target": "[Unit]\nDescription=all\n"})
-	o := health.Options{Systemd: health.Systemd{Socket: systemd.Socket}, Containers: workload.New(rig.Address, "own")}
+	o := health.Options{Systemd: &health.Systemd{Socket: systemd.Socket}, Containers: workload.New(rig.Address, "own")}
 	var err error
 	if o.Baseline, err = health.Record(b.Context(), o); err != nil || len(o.Baseline.Workloads) != 3 {
 		b.Fatal(o.Baseline, err)
