@@ -185,6 +185,7 @@ type gate struct {
 	ever    map[checkID]bool          // which checks have held at some time
 	held    *time.Duration            // when all of them began to hold; nil if they do not
 	bells   [2]<-chan struct{}        // changes of systemd and of the containers; nil if unknown
+	deafen  func()                    // ends that systemd tells of changes; nil if it does not
 	probed  chan struct{}             // a probe has a new result
 	probes  []*prober                 // of Options
 	queues  map[string]*queue         // by Probe.Queue
@@ -194,9 +195,10 @@ type gate struct {
 	foundAt time.Duration
 	gap     time.Duration // before the next look
 	blind   bool          // there is nobody who tells of changes
+	quiet   bool          // nobody told of one before this look
 
 	recording   bool // the look is for a baseline
-	readNetwork bool // the next look reads the network in any case
+	readNetwork bool // something was wrong with the network when it was read
 }
 
 func newGate(o *Options) *gate {

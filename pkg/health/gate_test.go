@@ -531,3 +531,33 @@ func TestWorkloadString(t *testing.T) {
 		}
 	}
 }
+
+// While everything holds, systemd is asked every two seconds instead of listened to; what
+// no longer holds is seen at the next look, and then it is listened to again.
+func TestSoakDoesNotListenToSystemd(t *testing.T) {
+	inBubble(t, "a required unit is away for three seconds", func(t *testing.T) {
+		m := newMachine()
+		m.options.Steady = 20 * time.Second
+		go func() {
+			time.Sleep(10500 * time.Millisecond)
+			asked := m.systemd.Asked()
+			if n := m.systemd.Listeners(); n != 0 {
+				t.Errorf("%d listen to systemd though everything holds", n)
+			}
+			if asked > 8 {
+				t.Errorf("systemd was asked %d times in 10 s in which nothing changed", asked)
+			}
+			m.systemd.Set("activating", "ssh.service")
+			time.Sleep(2500 * time.Millisecond)
+			if n := m.systemd.Listeners(); n != 1 {
+				t.Errorf("%d listen to systemd though something does not hold", n)
+			}
+			m.systemd.Set("active", "ssh.service")
+		}()
+		r := health.Run(t.Context(), m.options)
+		// It is back after 13 s, which is seen at once, and is to hold for 20.
+		if !r.Green || r.Duration < 33*time.Second || r.Duration > 34*time.Second {
+			t.Errorf("green %t after %v: %s", r.Green, r.Duration, r.Reason())
+		}
+	})
+}

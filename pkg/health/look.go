@@ -88,7 +88,9 @@ func (g *gate) networkDue() bool {
 		return true
 	case len(g.o.Baseline.Routes)+len(g.o.Baseline.Listening) == 0 || g.o.NetworkLevel == Ignore:
 		return false
-	case g.last == nil || g.readNetwork:
+	case g.last == nil:
+		return true
+	case g.readNetwork && now-g.last.networkAt >= networkBad:
 		return true
 	default:
 		return now-g.last.networkAt >= networkAgain || g.held != nil && now-*g.held >= g.o.Steady
@@ -141,10 +143,22 @@ func ask[T any](ctx context.Context, limit time.Duration, f func(context.Context
 	return none, fmt.Errorf("no answer after %v", time.Since(asked).Round(time.Millisecond))
 }
 
-// subscribe asks to be told of changes where that is not the case yet.
+// subscribe asks to be told of changes where that is not the case yet. Of systemd only
+// until everything holds: it tells whoever is connected all properties of every unit that
+// changes, and each health check of a container is a unit of its own. To read that costs
+// more than to look every lookGapMost, which the gate does then.
 func (g *gate) subscribe(ctx context.Context) {
-	if g.bells[0] == nil && g.o.Systemd != nil {
-		g.bells[0] = g.o.Systemd.Changes(ctx)
+	switch {
+	case g.held != nil && g.deafen != nil:
+		g.deafen()
+		g.deafen, g.bells[0] = nil, nil
+	case g.held == nil && g.bells[0] == nil && g.o.Systemd != nil:
+		if g.deafen != nil {
+			g.deafen()
+		}
+		var listening context.Context
+		listening, g.deafen = context.WithCancel(ctx)
+		g.bells[0] = g.o.Systemd.Changes(listening)
 	}
 	if g.bells[1] == nil && g.o.Containers != nil {
 		g.bells[1] = g.o.Containers.Changes(ctx)
@@ -155,12 +169,12 @@ func (g *gate) subscribe(ctx context.Context) {
 // though something had told of a change, short again after a quiet time or after one
 // that did find something.
 func (g *gate) pace(checks []Check, now time.Duration) {
-	quiet := now-g.foundAt >= g.gap+lookGapMost
+	quiet := g.quiet || now-g.foundAt >= g.gap+lookGapMost
 	same := slices.EqualFunc(g.found, checks, func(a, b Check) bool {
 		return a.Kind == b.Kind && a.Name == b.Name && a.OK == b.OK && a.Seen == b.Seen
 	})
 	g.found, g.foundAt = slices.Clone(checks), now
-	defer func() { g.blind = false }()
+	defer func() { g.blind, g.quiet = false, false }()
 	if quiet || g.blind || !same {
 		g.gap = lookGap
 		return
@@ -172,11 +186,14 @@ func (g *gate) pace(checks []Check, now time.Duration) {
 // has held long enough, or it has been a while; or when ctx is done.
 func (g *gate) wait(ctx context.Context, checks []Check) {
 	most, now := lookAgain, time.Since(g.started)
+	if g.held != nil {
+		most = lookGapMost
+	}
 	if g.held != nil && now-*g.held < g.o.Steady {
 		most = min(most, g.o.Steady-(now-*g.held))
 	}
-	if len(g.last.justStarted) > 0 {
-		most = lookGap // what was started again may hold from the next look on
+	if len(g.last.justStarted) > 0 || g.held == nil && g.deafen == nil && g.o.Systemd != nil {
+		most = lookGap // what was started again may hold from then on; systemd is listened to from then on
 	}
 	if g.readNetwork {
 		most = min(most, networkBad)
@@ -203,6 +220,7 @@ func (g *gate) wait(ctx context.Context, checks []Check) {
 		case <-ctx.Done():
 			return
 		case <-again.C:
+			g.quiet = true
 			return
 		case <-g.probed:
 			return

@@ -91,6 +91,13 @@ func (f *fake) Asked() int {
 	return f.asked
 }
 
+// Listeners is how many listen to Changes.
+func (f *fake) Listeners() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.bells.open)
+}
+
 // answer waits while the daemon hangs and returns its error.
 func (f *fake) answer(ctx context.Context) error {
 	f.mu.Lock()
