@@ -35,6 +35,9 @@ const (
 	// lookAgain bounds the wait when no event comes. Nothing should need it; a
 	// gate that missed an event for want of it would roll back a good system.
 	lookAgain = 10 * time.Second
+	// lookUntold is the same while systemd is not listened to. A required unit that was
+	// away in between is seen to have come back.
+	lookUntold = 5 * time.Second
 	// networkAgain is how long what was read of the network stands while nothing was
 	// wrong with it: nobody tells of its changes, and to read it costs more than all
 	// the rest of a look. It is read anew at the end of the soak.
@@ -191,10 +194,12 @@ type gate struct {
 	queues  map[string]*queue         // by Probe.Queue
 	asked   map[string]*prober        // of containers that run, by containerKey and process
 	runs    map[string]life           // by containerKey, what ran when it was last seen
+	entered map[string]uint64         // when each required unit became active, of those that were at the last look
 	found   []Check                   // of the newest look
 	foundAt time.Duration
 	gap     time.Duration // before the next look
 	blind   bool          // there is nobody who tells of changes
+	booted  bool          // all that is asked of systemd holds
 	quiet   bool          // nobody told of one before this look
 
 	recording   bool // the look is for a baseline
@@ -204,7 +209,7 @@ type gate struct {
 func newGate(o *Options) *gate {
 	return &gate{
 		o: o, started: time.Now(), since: map[checkID]time.Duration{}, ever: map[checkID]bool{},
-		probed: make(chan struct{}, 1), asked: map[string]*prober{}, queues: map[string]*queue{}, runs: map[string]life{},
+		probed: make(chan struct{}, 1), asked: map[string]*prober{}, queues: map[string]*queue{}, runs: map[string]life{}, entered: map[string]uint64{},
 		gap: lookGap,
 	}
 }
@@ -217,6 +222,7 @@ func (g *gate) run(ctx context.Context) (checks []Check, green bool) {
 		g.ask(ctx, g.last)
 		checks = judge(g.o, g.last)
 		g.readNetwork = slices.ContainsFunc(checks, func(c Check) bool { return c.Kind == KindNetwork && !c.OK })
+		g.booted = !slices.ContainsFunc(checks, func(c Check) bool { return (c.Kind == KindSystemd || c.Kind == KindUnit) && !c.OK })
 		now := time.Since(g.started)
 		all := g.track(checks, now)
 		g.pace(checks, now)

@@ -40,12 +40,18 @@ func judgeSystemd(o *Options, seen *observation) []Check {
 		c := Check{Kind: KindUnit, Name: name, Required: true, Expected: "active", Seen: notSeen}
 		if seen.unitsErr == nil {
 			c.Seen = seen.units.State[name]
-			c.OK = c.Seen == "active" || c.Seen == "reloading"
+			c.OK = isActive(c.Seen)
+			if c.OK && seen.unitsAgain[name] {
+				c.Seen, c.OK = c.Seen+", and was not in between", false
+			}
 		}
 		checks = append(checks, c)
 	}
 	return checks
 }
+
+// isActive reports whether a unit does its work, systemd(1), "Units".
+func isActive(state string) bool { return state == "active" || state == "reloading" }
 
 // tolerated reports whether a unit may fail. A pattern that is none was refused when
 // it was read; here it matches nothing.

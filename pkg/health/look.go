@@ -22,6 +22,7 @@ type observation struct {
 	answers       map[string]result // of containers that declare how to be asked, by containerKey
 	justStarted   map[string]bool   // by containerKey: started again since the look before
 	startedAgain  map[string]int    // by containerKey: how often that was seen in this gate
+	unitsAgain    map[string]bool   // units that became active again since the look before
 }
 
 // containerKey tells containers apart.
@@ -97,9 +98,20 @@ func (g *gate) networkDue() bool {
 	}
 }
 
-// count notes which containers were started again since they were last seen.
+// count notes which containers were started again since they were last seen, and which
+// units became active again.
 func (g *gate) count(seen *observation) {
-	seen.startedAgain, seen.justStarted = map[string]int{}, map[string]bool{}
+	seen.startedAgain, seen.justStarted, seen.unitsAgain = map[string]int{}, map[string]bool{}, map[string]bool{}
+	if seen.unitsErr == nil {
+		for name, entered := range seen.units.Entered {
+			before, active := g.entered[name]
+			seen.unitsAgain[name] = active && before != entered
+			delete(g.entered, name)
+			if isActive(seen.units.State[name]) {
+				g.entered[name] = entered
+			}
+		}
+	}
 	for _, c := range seen.containers {
 		key := containerKey(c.Workload)
 		before, known := g.runs[key]
@@ -144,15 +156,15 @@ func ask[T any](ctx context.Context, limit time.Duration, f func(context.Context
 }
 
 // subscribe asks to be told of changes where that is not the case yet. Of systemd only
-// until everything holds: it tells whoever is connected all properties of every unit that
-// changes, and each health check of a container is a unit of its own. To read that costs
-// more than to look every lookGapMost, which the gate does then.
+// while something of it does not hold: it tells whoever is connected all properties of
+// every unit that changes, and each health check of a container is a unit of its own. To
+// read that costs more than to look every lookUntold, which the gate does then.
 func (g *gate) subscribe(ctx context.Context) {
 	switch {
-	case g.held != nil && g.deafen != nil:
+	case g.booted && g.deafen != nil:
 		g.deafen()
 		g.deafen, g.bells[0] = nil, nil
-	case g.held == nil && g.bells[0] == nil && g.o.Systemd != nil:
+	case !g.booted && g.bells[0] == nil && g.o.Systemd != nil:
 		if g.deafen != nil {
 			g.deafen()
 		}
@@ -186,13 +198,13 @@ func (g *gate) pace(checks []Check, now time.Duration) {
 // has held long enough, or it has been a while; or when ctx is done.
 func (g *gate) wait(ctx context.Context, checks []Check) {
 	most, now := lookAgain, time.Since(g.started)
-	if g.held != nil {
-		most = lookGapMost
+	if g.booted {
+		most = lookUntold
 	}
 	if g.held != nil && now-*g.held < g.o.Steady {
 		most = min(most, g.o.Steady-(now-*g.held))
 	}
-	if len(g.last.justStarted) > 0 || g.held == nil && g.deafen == nil && g.o.Systemd != nil {
+	if len(g.last.justStarted) > 0 || !g.booted && g.deafen == nil && g.o.Systemd != nil {
 		most = lookGap // what was started again may hold from then on; systemd is listened to from then on
 	}
 	if g.readNetwork {

@@ -20,6 +20,9 @@ type Units struct {
 	// ("active", "inactive", "activating", "failed", …), or its load state if
 	// that is not "loaded" ("not-found", "masked", "bad-setting", …).
 	State map[string]string
+	// Entered has when each of those that are loaded last became active, in microseconds
+	// of the monotonic clock; 0 is never.
+	Entered map[string]uint64
 	// Pending describes the jobs that the boot still has to do: those that
 	// default.target waits for, itself included, without the ones that wait for
 	// the caller's own unit. A gate that runs as part of the boot would wait for
@@ -74,7 +77,7 @@ func (s *Systemd) Units(ctx context.Context, names []string) (Units, error) {
 func units(ctx context.Context, conn *dbus.Conn, names []string) (Units, error) {
 	m := managerCalls{ctx, conn}
 
-	u := Units{State: map[string]string{}}
+	u := Units{State: map[string]string{}, Entered: map[string]uint64{}}
 	failed, err := m.list("ListUnitsFiltered", []string{"failed"})
 	if err != nil {
 		return Units{}, err
@@ -84,7 +87,7 @@ func units(ctx context.Context, conn *dbus.Conn, names []string) (Units, error) 
 	}
 	slices.Sort(u.Failed)
 	for _, name := range names {
-		if u.State[name], err = m.state(name); err != nil {
+		if u.State[name], u.Entered[name], err = m.state(name); err != nil {
 			return Units{}, err
 		}
 	}
@@ -239,18 +242,32 @@ func (m managerCalls) list(method string, arg []string) ([]unitRow, error) {
 
 // state asks for one unit at a time, since the answer has the unit's own name
 // where the question may have had an alias.
-func (m managerCalls) state(name string) (string, error) {
+func (m managerCalls) state(name string) (state string, entered uint64, err error) {
 	rows, err := m.list("ListUnitsByNames", []string{name})
 	if err != nil {
-		return "", err
+		return "", 0, err
 	}
 	switch {
 	case len(rows) != 1:
-		return "not a unit name", nil
+		return "not a unit name", 0, nil
 	case rows[0].Load != "loaded":
-		return rows[0].Load, nil
+		return rows[0].Load, 0, nil
 	}
-	return rows[0].Active, nil
+	err = m.property(rows[0].Path, "ActiveEnterTimestampMonotonic", &entered)
+	return rows[0].Active, entered, err
+}
+
+// property reads one property of a unit.
+func (m managerCalls) property(unit dbus.ObjectPath, name string, result any) error {
+	var value dbus.Variant
+	err := m.conn.Object(busName, unit).CallWithContext(m.ctx, propsIface+".Get", 0, unitIface, name).Store(&value)
+	if err == nil {
+		err = value.Store(result)
+	}
+	if err != nil {
+		return fmt.Errorf("asking systemd for %s of %s: %w", name, unit, err)
+	}
+	return nil
 }
 
 // pending walks from the job of default.target to all jobs that it waits for,
@@ -305,17 +322,12 @@ func (m managerCalls) pending() ([]string, error) {
 // jobOf returns the pending job of a unit; its ID is 0 if it has none. What
 // the job does is not asked for: it is a start job in all that matters.
 func (m managerCalls) jobOf(unit dbus.ObjectPath, name string) (jobRow, error) {
-	var value dbus.Variant
-	err := m.conn.Object(busName, unit).CallWithContext(m.ctx, propsIface+".Get", 0, unitIface, "Job").Store(&value)
 	var job struct {
 		ID   uint32
 		Path dbus.ObjectPath
 	}
-	if err == nil {
-		err = value.Store(&job)
-	}
-	if err != nil {
-		return jobRow{}, fmt.Errorf("asking systemd for the job of %s: %w", unit, err)
+	if err := m.property(unit, "Job", &job); err != nil {
+		return jobRow{}, err
 	}
 	return jobRow{ID: job.ID, Unit: name, Type: "start", State: "waiting"}, nil
 }

@@ -147,6 +147,7 @@ func (f *fake) Changes(ctx context.Context) <-chan struct{} {
 type Systemd struct {
 	fake
 	states  map[string]string
+	entered map[string]uint64
 	pending []string
 }
 
@@ -155,9 +156,12 @@ func (s *Systemd) Set(state string, names ...string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.states == nil {
-		s.states = map[string]string{}
+		s.states, s.entered = map[string]string{}, map[string]uint64{}
 	}
 	for _, name := range names {
+		if state == "active" && s.states[name] != state {
+			s.entered[name]++
+		}
 		s.states[name] = state
 	}
 	s.bells.ring()
@@ -178,7 +182,7 @@ func (s *Systemd) Units(ctx context.Context, names []string) (health.Units, erro
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	u := health.Units{State: map[string]string{}, Pending: slices.Clone(s.pending)}
+	u := health.Units{State: map[string]string{}, Entered: map[string]uint64{}, Pending: slices.Clone(s.pending)}
 	for _, name := range slices.Sorted(maps.Keys(s.states)) {
 		if s.states[name] == "failed" {
 			u.Failed = append(u.Failed, name)
@@ -187,7 +191,7 @@ func (s *Systemd) Units(ctx context.Context, names []string) (health.Units, erro
 	for _, name := range names {
 		u.State[name] = "not-found"
 		if state, ok := s.states[name]; ok {
-			u.State[name] = state
+			u.State[name], u.Entered[name] = state, s.entered[name]
 		}
 	}
 	return u, nil
