@@ -51,11 +51,13 @@ type Site struct {
 	Osctl string            // the binary under test
 	Port  int               // of the registry, on loopback
 	Etc   map[string]string // more files of the machine's own, below its /etc
-	dir   string            // of this run
-	tell  Narrator
-	cache string
-	reg   *exec.Cmd
-	ssh   ssh.Signer
+	// Counted has the machine measure time by its instructions (vm.Config).
+	Counted bool
+	dir     string // of this run
+	tell    Narrator
+	cache   string
+	reg     *exec.Cmd
+	ssh     ssh.Signer
 }
 
 // releases are the images of the story. The kernel of 1.2 lacks what a container needs
@@ -388,7 +390,7 @@ func (s *Site) Start(ctx context.Context, console io.Writer) (*vm.Machine, error
 
 // config describes the machine.
 func (s *Site) config() vm.Config {
-	return vm.Config{Disk: s.Disk(), Dir: filepath.Join(s.dir, "machine"), Key: s.ssh, Forwards: []vm.Forward{{Guest: 8080}}}
+	return vm.Config{Disk: s.Disk(), Dir: filepath.Join(s.dir, "machine"), Key: s.ssh, Forwards: []vm.Forward{{Guest: 8080}}, Counted: s.Counted}
 }
 
 // host runs osctl on the host, in a folder. Keys of the story have no password.

@@ -58,6 +58,10 @@ type Config struct {
 	Device string
 	// Watchdog adds a hardware watchdog (i6300esb) that resets the machine.
 	Watchdog bool
+	// Counted gives the machine one processor, and a clock that counts its instructions: a
+	// nanosecond for each, what a core of 1 GHz takes that never does two at a time. What
+	// the machine says of its own time then does not depend on this host; but it is slow.
+	Counted bool
 	// Forwards are the ports of the machine that can be reached on 127.0.0.1.
 	// Port 22 is always among them.
 	Forwards []Forward
@@ -186,6 +190,11 @@ func (m *Machine) arguments(vars string) []string {
 	if m.config.Watchdog {
 		more = []string{"-device", "i6300esb", "-action", "watchdog=reset"}
 	}
+	processors, accelerator := "2", "tcg,thread=multi,tb-size=512"
+	if m.config.Counted {
+		processors, accelerator = "1", "tcg,thread=single,tb-size=512"
+		more = append(more, "-icount", "shift=0")
+	}
 	network := "user,id=net,hostfwd=tcp:127.0.0.1:0-:22"
 	for _, f := range m.config.Forwards {
 		rule := fmt.Sprintf("hostfwd=tcp:127.0.0.1:%d-:%d", f.Host, f.Guest)
@@ -197,8 +206,8 @@ func (m *Machine) arguments(vars string) []string {
 	}
 	return append([]string{
 		"-nodefaults", "-display", "none", "-no-user-config",
-		"-machine", "q35", "-cpu", "max", "-smp", "2", "-m", fmt.Sprint(memory),
-		"-accel", "tcg,thread=multi,tb-size=512",
+		"-machine", "q35", "-cpu", "max", "-smp", processors, "-m", fmt.Sprint(memory),
+		"-accel", accelerator,
 		"-drive", "if=pflash,format=raw,unit=0,readonly=on,file=" + escape(firmwareCode),
 		"-drive", "if=pflash,format=raw,unit=1,file=" + escape(vars),
 		"-blockdev", m.disk(),
