@@ -62,8 +62,8 @@ func (s *Systemd) Units(ctx context.Context, names []string) (Units, error) {
 	shared := s.listening
 	s.mu.Unlock()
 	if shared != nil {
-		if u, err := units(ctx, shared, names); err == nil {
-			return u, nil
+		if u, err := units(ctx, shared, names); err == nil || ctx.Err() != nil {
+			return u, err
 		} // it may just have ended, which says nothing of systemd
 	}
 	conn, err := s.connect(ctx)

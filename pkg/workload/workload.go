@@ -214,8 +214,8 @@ func through[T any](ctx context.Context, r *Reader, ask func(*containerd.Client)
 	shared := r.listening
 	r.mu.Unlock()
 	if shared != nil {
-		if answer, err := ask(shared); err == nil {
-			return answer, nil
+		if answer, err := ask(shared); err == nil || ctx.Err() != nil {
+			return answer, err
 		}
 	}
 	client, err := r.dial(ctx)
