@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -44,9 +45,18 @@ func (p prober) exec(ctx context.Context, words []string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	spec, err := container.Spec(ctx)
+	record, err := container.Info(ctx, containerd.WithoutRefreshedMetadata)
 	if err != nil {
 		return "", err
+	}
+	// The rest of the specification is long, and nobody asks for it here.
+	var spec struct {
+		Process *specs.Process `json:"process"`
+	}
+	if record.Spec != nil {
+		if err := json.Unmarshal(record.Spec.GetValue(), &spec); err != nil {
+			return "", fmt.Errorf("reading how its process was started: %w", err)
+		}
 	}
 	if spec.Process == nil {
 		return "", errors.New("containerd does not know how its process was started")
