@@ -214,7 +214,9 @@ func (s *Story) fellBack(ctx context.Context, reasons ...string) error {
 }
 
 // late has a service that takes its time to come up.
-func late(o offline) error { return o.order("1.1 web late 30s") }
+func late(o offline) error { return o.order("1.1 web late " + lateness.String()) }
+
+const lateness = 30 * time.Second
 
 func isGood(ctx context.Context, s *Story) error {
 	if err := s.gate(ctx, true, `GREEN after`, `committed: slot B`); err != nil {
