@@ -198,10 +198,7 @@ func (m *machine) watch(ctx context.Context, o health.Options) health.Report {
 	m.announce(ctx)
 	// What the program holds outlives the gate, and is looked through whenever garbage is
 	// collected; at the pace that keeps an upgrade small, that was a quarter of the gate.
-	if os.Getenv("GOMEMLIMIT") == "" {
-		defer debug.SetMemoryLimit(debug.SetMemoryLimit(softLimit))
-		defer debug.SetGCPercent(debug.SetGCPercent(-1))
-	}
+	defer debug.SetGCPercent(debug.SetGCPercent(400))
 	report := health.Run(ctx, o)
 	m.endChecks()
 	if err := notes.End(); err != nil {

@@ -37,7 +37,7 @@ type upgradeOptions struct {
 	json         bool
 }
 
-// softLimit is where garbage of an upgrade or a gate is collected however little there is, in
+// softLimit is where an upgrade's garbage is collected however little there is, in
 // bytes: about what its buffers need and half as much. The memory of a gateway is
 // for its applications (docs/benchmarks.md).
 const softLimit = 40 << 20

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -45,18 +44,9 @@ func (p prober) exec(ctx context.Context, words []string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	record, err := container.Info(ctx, containerd.WithoutRefreshedMetadata)
+	spec, err := container.Spec(ctx)
 	if err != nil {
 		return "", err
-	}
-	// The rest of the specification is long, and nobody asks for it here.
-	var spec struct {
-		Process *specs.Process `json:"process"`
-	}
-	if record.Spec != nil {
-		if err := json.Unmarshal(record.Spec.GetValue(), &spec); err != nil {
-			return "", fmt.Errorf("reading how its process was started: %w", err)
-		}
 	}
 	if spec.Process == nil {
 		return "", errors.New("containerd does not know how its process was started")
