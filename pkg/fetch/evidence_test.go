@@ -136,6 +136,35 @@ func instead(t *testing.T, h *hostile.Registry, d digest.Digest, raw []byte) {
 	h.Put(osimage.ReferrersTag(d), index)
 }
 
+// A list or a bundle that is broken keeps nobody from a classic signature that is enough,
+// and is the error where that is not.
+func TestBrokenBundlesHideNobody(t *testing.T) {
+	for name, arrange := range map[string]func(h *hostile.Registry){
+		"the list":   func(h *hostile.Registry) { h.Refer(1); h.Break(hostile.Referrers, hostile.Flip(0)) },
+		"a manifest": func(h *hostile.Registry) { h.Refer(1, []byte("\x00")) },
+		"a bundle":   func(h *hostile.Registry) { h.Refer(1, bundleManifest(h, "", 3, []byte("{}"))) },
+	} {
+		h := hostile.New(t)
+		load(t, h)
+		arrange(h)
+		r, _ := patient(t, t.TempDir())
+		for enough, want := range map[int]bool{1: true, 2: false} {
+			ref, err := r.Resolve(ctx, h.Name("1"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			ref = ref.For(judge{nil, enough})
+			if _, err := ref.Describe(ctx); err != nil {
+				t.Fatal(err)
+			}
+			sigs, err := ref.Signatures(ctx)
+			if want && (err != nil || len(sigs) != 1) || !want && (err == nil || len(sigs) > 0) {
+				t.Errorf("%s is broken, %d are enough: %d signatures, %v", name, enough, len(sigs), err)
+			}
+		}
+	}
+}
+
 // A mirror that may serve content but not say what a tag means is not asked for one: it
 // could show an older signature, or none.
 func TestMirrorIsNotAskedForTags(t *testing.T) {

@@ -134,19 +134,24 @@ func (r Ref) Signatures(ctx context.Context) ([]osimage.Signature, error) {
 	if r.judge != nil {
 		e.wanted = r.judge.Wants()
 	}
-	var withheld error
+	var withheld, failed error // what is elsewhere may be enough
 	for _, place := range r.places(e.wanted) {
 		err := place(ctx, &e)
-		if errors.Is(err, errWithheld) {
-			withheld = err // what is elsewhere may be enough
-			continue
-		}
-		if err != nil {
+		switch {
+		case err == nil:
+		case errors.Is(err, errWithheld):
+			withheld = err
+		case r.judge == nil || ctx.Err() != nil:
 			return nil, fmt.Errorf("reading the signatures of %s: %w", r.name, err)
+		case failed == nil:
+			failed = err
 		}
 		if r.judge != nil && len(e.found) > 0 && r.judge.Enough(ctx, *r.image, e.found) {
 			return e.found, nil
 		}
+	}
+	if failed != nil {
+		return nil, fmt.Errorf("reading the signatures of %s: %w", r.name, failed)
 	}
 	if withheld != nil && !r.suffice(e.found, withheld) {
 		return nil, fmt.Errorf("looking for signatures of %s: %w", r.name, withheld)

@@ -70,6 +70,28 @@ func SystemdSuite(t *testing.T, start func(t *testing.T) SystemdRig) {
 			return slices.Equal(u.Failed, []string{"brittle.service"})
 		})
 	})
+	t.Run("a unit that was away in between became active again", func(t *testing.T) {
+		rig := start(t)
+		bell := listen(t, rig.Systemd)
+		var first uint64
+		active := func(u health.Units) bool {
+			return u.State["brittle.service"] == "active" && u.Entered["brittle.service"] != first
+		}
+		rig.Start("brittle.service")
+		until(t, rig, bell, "brittle.service", active)
+		u, err := rig.Systemd.Units(t.Context(), []string{"brittle.service"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if first = u.Entered["brittle.service"]; active(u) {
+			t.Error("it became active again by itself")
+		}
+		drain(bell)
+		rig.Break()
+		until(t, rig, bell, "brittle.service", func(u health.Units) bool { return u.State["brittle.service"] == "failed" })
+		rig.Start("brittle.service")
+		until(t, rig, bell, "brittle.service", active)
+	})
 	t.Run("a unit that does not exist", func(t *testing.T) {
 		rig := start(t)
 		u, err := rig.Systemd.Units(t.Context(), []string{"nothing.service"})

@@ -76,6 +76,7 @@ func imageFaults() []fault {
 		{"minimum rate off", "fetch/body.go", "time.AfterFunc(b.pace.within-b.spent,", "time.AfterFunc(b.pace.within-b.spent+1<<62,", "fetch TestMisbehaviour", true},
 		{"a withheld list taken for none", "fetch/registry.go", "len(list) == 0 && t.withheld != nil", "len(list) < 0", "fetch TestWithheldList TestMirrorWithholdsTheList", true},
 		{"a mirror says what a tag means", "fetch/registry.go", "return !h.Capabilities.Has(docker.HostCapabilityResolve)", "return h.Host == \"\"", "fetch TestMirrorIsNotAskedForTags", true},
+		{"a broken list is passed over", "fetch/fetch.go", "	if failed != nil {\n", "	if failed != nil && len(e.found) == 0 {\n", "fetch TestBrokenBundlesHideNobody", true},
 		{"classic signatures first", "fetch/fetch.go", "{r.bundles, tagged(osimage.SignatureTag(r.desc.Digest))}", "{tagged(osimage.SignatureTag(r.desc.Digest)), r.bundles}", "fetch TestSignatureRequests", true},
 		{"any answer taken for no list", "fetch/guard.go", "t.withheld = refusal(resp.StatusCode)", "t.withheld = nil", "fetch TestWithheldList", true},
 		{"a repository is written in any way", "fetch/registry.go", "|| !written.MatchString(name) || spec.String() != name", "", "fetch TestReferences", true},
