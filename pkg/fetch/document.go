@@ -23,9 +23,6 @@ func (r Ref) Document(ctx context.Context, tag string) (osimage.Document, error)
 	if err != nil {
 		return osimage.Document{}, err
 	}
-	if len(manifest) > osimage.MaxStatement {
-		return osimage.Document{}, fmt.Errorf("%w: %d bytes, the limit is %d", osimage.ErrInvalid, len(manifest), osimage.MaxStatement)
-	}
 	config, err := osimage.StatementConfig(manifest)
 	if err != nil {
 		return osimage.Document{}, err

@@ -102,14 +102,12 @@ func (g *gate) networkDue() bool {
 // units became active again.
 func (g *gate) count(seen *observation) {
 	seen.startedAgain, seen.justStarted, seen.unitsAgain = map[string]int{}, map[string]bool{}, map[string]bool{}
-	if seen.unitsErr == nil {
-		for name, entered := range seen.units.Entered {
-			before, active := g.entered[name]
-			seen.unitsAgain[name] = active && before != entered
-			delete(g.entered, name)
-			if isActive(seen.units.State[name]) {
-				g.entered[name] = entered
-			}
+	for name, entered := range seen.units.Entered {
+		before, active := g.entered[name]
+		seen.unitsAgain[name] = active && before != entered
+		delete(g.entered, name)
+		if isActive(seen.units.State[name]) {
+			g.entered[name] = entered
 		}
 	}
 	for _, c := range seen.containers {

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/godbus/dbus/v5"
+
 	"github.com/kapernikov/osctl/pkg/health"
 	"github.com/kapernikov/osctl/test/daemon"
 	"github.com/kapernikov/osctl/test/gate"
@@ -72,6 +74,23 @@ func TestRealSystemd(t *testing.T) {
 			Finish:  release,
 		}
 	})
+}
+
+// That the connection of Changes has ended says nothing of systemd.
+func TestSharedConnectionThatEnded(t *testing.T) {
+	s := daemon.StartSystemd(t, map[string]string{"default.target": "[Unit]\nDescription=all\n"})
+	conn, err := dbus.Dial("unix:path=" + s.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.Close(); err != nil {
+		t.Fatal(err)
+	}
+	systemd := &health.Systemd{Socket: s.Socket}
+	systemd.Share(conn)
+	if _, err := systemd.Units(t.Context(), nil); err != nil {
+		t.Error(err)
+	}
 }
 
 // The gate runs as a unit that default.target waits for, as it does on the

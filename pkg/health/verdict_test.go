@@ -193,6 +193,21 @@ func TestNetworkDuringTheSoak(t *testing.T) {
 	}
 }
 
+// TestNetworkIsLate: nothing tells of a route that comes, so what is wrong with the
+// network is read again every five seconds.
+func TestNetworkIsLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine()
+		n, before := &gate.Network{}, health.Network{Routes: []string{"ipv4 default dev eth0"}}
+		m.options.Network, m.options.Baseline.Routes = n, before.Routes
+		time.AfterFunc(7*time.Second, func() { n.Set(before) })
+		r := health.Run(t.Context(), m.options)
+		if !r.Green || r.Duration > 11*time.Second+m.options.Steady {
+			t.Errorf("green %t after %v: %s", r.Green, r.Duration, r.Reason())
+		}
+	})
+}
+
 // TestStorm has somebody tell of changes ten times a second for as long as the gate
 // runs, such as health checks of many containers do: what changes nothing is looked at
 // ever more seldom, and what changes is still seen.

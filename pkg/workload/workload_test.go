@@ -294,3 +294,23 @@ func TestPausedDaemon(t *testing.T) {
 		t.Errorf("ping after continuing: %v", err)
 	}
 }
+
+// That the connection of Changes has ended says nothing of the daemon.
+func TestSharedConnectionThatEnded(t *testing.T) {
+	d := daemon.Start(t)
+	client, err := containerd.New(d.Address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := client.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r := workload.New(d.Address, "own")
+	r.Share(client)
+	if err := r.Ping(t.Context()); err != nil {
+		t.Errorf("ping: %v", err)
+	}
+	if _, err := r.List(t.Context()); err != nil {
+		t.Errorf("list: %v", err)
+	}
+}
