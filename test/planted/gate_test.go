@@ -10,8 +10,6 @@ func gateFaults() []fault {
 		{"gate: units that had failed before count", "health/judge.go", "slices.Contains(o.Baseline.FailedUnits, name) || ", "", "health TestStillGreen TestBrokenBefore", true},
 		{"gate: tolerated units count", "health/judge.go", " || tolerated(o, name)", "", "health TestBrokenBefore", true},
 		{"gate: required units off", "health/judge.go", "c.OK = isActive(c.Seen)", "c.OK = true", "health TestRed", true},
-		{"gate: systemd is as gone as a connection", "health/systemd.go", "err == nil || ctx.Err() != nil {", "err == nil || names == nil {", "health TestSharedConnectionThatEnded", true},
-		{"gate: containerd is as gone as a connection", "workload/workload.go", "err == nil || ctx.Err() != nil {", "err == nil || r != nil {", "workload TestSharedConnectionThatEnded", true},
 		{"gate: a late network is read seldom", "health/look.go", "case g.readNetwork && now-g.last.networkAt >= networkBad:", "case g.readNetwork && now < 0:", "health TestNetworkIsLate", true},
 		{"gate: a unit that came back is as before", "health/judge.go", "if c.OK && seen.unitsAgain[name] {", "if c.OK && len(name) == 0 {", "health TestSystemdIsNotListenedToForEver", true},
 		{"gate: systemd is listened to for ever", "health/gate.go", "g.booted = !slices", "g.booted = g.recording && !slices", "health TestSystemdIsNotListenedToForEver", true},
