@@ -35,8 +35,9 @@ const (
 	// lookAgain bounds the wait when no event comes. Nothing should need it; a
 	// gate that missed an event for want of it would roll back a good system.
 	lookAgain = 10 * time.Second
-	// lookUntold is the same while systemd is not listened to. A required unit that was
-	// away in between is seen to have come back.
+	// lookUntold is how long what systemd said stands while it is not listened to, whatever
+	// else is looked at meanwhile; it is asked anew at the end of the soak. A required unit
+	// that was away in between is seen to have come back.
 	lookUntold = 5 * time.Second
 	// networkAgain is how long what was read of the network stands while nothing was
 	// wrong with it: nobody tells of its changes, and to read it costs more than all
@@ -223,6 +224,9 @@ func (g *gate) run(ctx context.Context) (checks []Check, green bool) {
 		checks = judge(g.o, g.last)
 		g.readNetwork = slices.ContainsFunc(checks, func(c Check) bool { return c.Kind == KindNetwork && !c.OK })
 		g.booted = !slices.ContainsFunc(checks, func(c Check) bool { return (c.Kind == KindSystemd || c.Kind == KindUnit) && !c.OK })
+		if g.booted {
+			g.deaf()
+		}
 		now := time.Since(g.started)
 		all := g.track(checks, now)
 		g.pace(checks, now)
@@ -233,7 +237,7 @@ func (g *gate) run(ctx context.Context) (checks []Check, green bool) {
 		}
 		g.report(checks, now)
 		// Once ctx is done, the look may have been cut off: it makes nothing green.
-		if all && now-*g.held >= g.o.Steady && ctx.Err() == nil && g.confirmed(*g.held+g.o.Steady) {
+		if all && g.soaked(g.last.at) && ctx.Err() == nil && g.confirmed(*g.held+g.o.Steady) {
 			return append(checks, g.steady(ctx, now, true)), true
 		}
 		if c := g.hopeless(checks, now); c != nil {
@@ -291,7 +295,7 @@ func (g *gate) blame(checks []Check, now time.Duration) []Check {
 			c.Seen += "; " + text
 		}
 	}
-	if g.held != nil && now-*g.held >= g.o.Steady {
+	if g.soaked(now) {
 		return blameLast(checks, g.probes, *g.held+g.o.Steady)
 	}
 	return checks

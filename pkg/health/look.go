@@ -11,13 +11,15 @@ import (
 // observation is one look at the machine. Where an error is set, the other
 // fields beside it mean nothing.
 type observation struct {
+	at            time.Duration // when it began, since the start of the gate
 	units         Units
 	unitsErr      error
+	unitsAt       time.Duration // when systemd was asked
 	containers    []Container
 	containersErr error
 	network       Network
 	networkErr    error
-	networkAt     time.Duration // when it was read, since the start of the gate
+	networkAt     time.Duration // when it was read
 	probes        []probeResult
 	answers       map[string]result // of containers that declare how to be asked, by containerKey
 	justStarted   map[string]bool   // by containerKey: started again since the look before
@@ -37,10 +39,14 @@ type life struct {
 
 // look asks systemd and containerd at the same time.
 func (g *gate) look(ctx context.Context) *observation {
-	var seen observation
-	asked := time.Now()
+	seen := observation{at: time.Since(g.started)}
 	var wg sync.WaitGroup
 	wg.Go(func() {
+		if !g.unitsDue(seen.at) {
+			seen.units, seen.unitsErr, seen.unitsAt = g.last.units, g.last.unitsErr, g.last.unitsAt
+			return
+		}
+		seen.unitsAt = seen.at
 		seen.units, seen.unitsErr = ask(ctx, lookLimit, func(ctx context.Context) (Units, error) {
 			if g.o.Systemd == nil {
 				return Units{}, errNotConfigured
@@ -60,29 +66,39 @@ func (g *gate) look(ctx context.Context) *observation {
 		})
 	})
 	wg.Go(func() {
-		if !g.networkDue() {
+		if !g.networkDue(seen.at) {
 			if g.last != nil {
 				seen.network, seen.networkErr, seen.networkAt = g.last.network, g.last.networkErr, g.last.networkAt
 			}
 			return
 		}
-		seen.networkAt = time.Since(g.started)
+		seen.networkAt = seen.at
 		seen.network, seen.networkErr = ask(ctx, lookLimit, g.o.Network.Facts)
 	})
 	wg.Wait()
 	// A question that the deadline cut off before its time was up says nothing
 	// about who was asked; what was seen before does.
-	if g.last != nil && ctx.Err() != nil && time.Since(asked) < lookLimit {
+	if g.last != nil && ctx.Err() != nil && time.Since(g.started)-seen.at < lookLimit {
 		return g.last
 	}
 	g.count(&seen)
 	return &seen
 }
 
+// unitsDue reports whether systemd has to be asked: not all that it said was as it should
+// be, it has not been asked for a while, or everything has held for long enough and it
+// decides.
+func (g *gate) unitsDue(now time.Duration) bool {
+	return g.last == nil || !g.booted || now-g.last.unitsAt >= lookUntold || g.soaked(now)
+}
+
+// soaked reports whether everything has held for long enough.
+func (g *gate) soaked(now time.Duration) bool { return g.held != nil && now-*g.held >= g.o.Steady }
+
 // networkDue reports whether the network has to be read: it has not been for a while,
 // something was wrong with it, or everything has held for long enough and it decides.
-func (g *gate) networkDue() bool {
-	switch now := time.Since(g.started); {
+func (g *gate) networkDue(now time.Duration) bool {
+	switch {
 	case g.o.Network == nil:
 		return false
 	case g.recording:
@@ -94,7 +110,7 @@ func (g *gate) networkDue() bool {
 	case g.readNetwork && now-g.last.networkAt >= networkBad:
 		return true
 	default:
-		return now-g.last.networkAt >= networkAgain || g.held != nil && now-*g.held >= g.o.Steady
+		return now-g.last.networkAt >= networkAgain || g.soaked(now)
 	}
 }
 
@@ -158,20 +174,22 @@ func ask[T any](ctx context.Context, limit time.Duration, f func(context.Context
 // every unit that changes, and each health check of a container is a unit of its own. To
 // read that costs more than to look every lookUntold, which the gate does then.
 func (g *gate) subscribe(ctx context.Context) {
-	switch {
-	case g.booted && g.deafen != nil:
-		g.deafen()
-		g.deafen, g.bells[0] = nil, nil
-	case !g.booted && g.bells[0] == nil && g.o.Systemd != nil:
-		if g.deafen != nil {
-			g.deafen()
-		}
+	if !g.booted && g.bells[0] == nil && g.o.Systemd != nil {
+		g.deaf()
 		var listening context.Context
 		listening, g.deafen = context.WithCancel(ctx)
 		g.bells[0] = g.o.Systemd.Changes(listening)
 	}
 	if g.bells[1] == nil && g.o.Containers != nil {
 		g.bells[1] = g.o.Containers.Changes(ctx)
+	}
+}
+
+// deaf ends that systemd tells of changes.
+func (g *gate) deaf() {
+	if g.deafen != nil {
+		g.deafen()
+		g.deafen, g.bells[0] = nil, nil
 	}
 }
 
@@ -197,10 +215,10 @@ func (g *gate) pace(checks []Check, now time.Duration) {
 func (g *gate) wait(ctx context.Context, checks []Check) {
 	most, now := lookAgain, time.Since(g.started)
 	if g.booted {
-		most = lookUntold
+		most = max(0, g.last.unitsAt+lookUntold-now)
 	}
-	if g.held != nil && now-*g.held < g.o.Steady {
-		most = min(most, g.o.Steady-(now-*g.held))
+	if g.held != nil && !g.soaked(g.last.at) {
+		most = min(most, max(0, g.o.Steady-(now-*g.held)))
 	}
 	if len(g.last.justStarted) > 0 || !g.booted && g.deafen == nil && g.o.Systemd != nil {
 		most = lookGap // what was started again may hold from then on; systemd is listened to from then on
@@ -230,7 +248,7 @@ func (g *gate) wait(ctx context.Context, checks []Check) {
 		case <-ctx.Done():
 			return
 		case <-again.C:
-			g.quiet = true
+			g.quiet = most > lookGapMost
 			return
 		case <-g.probed:
 			return

@@ -193,6 +193,45 @@ func TestNetworkDuringTheSoak(t *testing.T) {
 	}
 }
 
+// TestUnitDuringTheSoak: systemd is asked every few seconds, whatever containers tell; but
+// never is its answer from before the end of the soak.
+func TestUnitDuringTheSoak(t *testing.T) {
+	for name, back := range map[string]bool{"for good": false, "for a moment": true} {
+		inBubble(t, name, func(t *testing.T) {
+			m := newMachine()
+			m.options.Steady = 22 * time.Second // it is asked at 20 s
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			go m.containers.Ring(ctx, time.Second)
+			time.AfterFunc(21*time.Second, func() { m.systemd.Set("failed", "ssh.service") })
+			if back {
+				time.AfterFunc(23*time.Second, func() { m.systemd.Set("active", "ssh.service") })
+			}
+			r := health.Run(ctx, m.options)
+			if r.Green != back || r.Green && r.Duration < 45*time.Second {
+				t.Errorf("green %t after %v: %s", r.Green, r.Duration, r.Reason())
+			}
+		})
+	}
+}
+
+// TestSlowLookAtTheEnd: a look that began before the end of the soak decides nothing, though
+// it ended after it.
+func TestSlowLookAtTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine()
+		m.options.Steady = 8 * time.Second
+		m.containers.Delay(2 * time.Second) // so that a look takes four: from 0, from 4.5 and from 9.5 s
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		go m.containers.Ring(ctx, time.Second)
+		time.AfterFunc(11*time.Second, func() { m.systemd.Set("failed", "ssh.service") })
+		if r := health.Run(ctx, m.options); r.Green {
+			t.Errorf("green after %v, by what was seen before the soak was over", r.Duration)
+		}
+	})
+}
+
 // TestNetworkIsLate: nothing tells of a route that comes, so what is wrong with the
 // network is read again every five seconds.
 func TestNetworkIsLate(t *testing.T) {
@@ -216,20 +255,9 @@ func TestStorm(t *testing.T) {
 		m := newMachine()
 		m.options.Deadline, m.options.Steady = 5*time.Minute, 30*time.Second
 		m.containers.Set()
-		storm := time.NewTicker(100 * time.Millisecond)
-		defer storm.Stop()
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		go func() {
-			for {
-				select {
-				case <-ctx.Done():
-					return
-				case <-storm.C:
-					m.systemd.Set("active", "ssh.service")
-				}
-			}
-		}()
+		go m.containers.Ring(ctx, 100*time.Millisecond)
 		time.AfterFunc(4*time.Minute, func() { m.containers.Set(running(web)) })
 		r := health.Run(ctx, m.options)
 		if !r.Green {
@@ -238,9 +266,14 @@ func TestStorm(t *testing.T) {
 		if c := find(t, r, "default/web"); c.Duration > 4*time.Minute+2*time.Second {
 			t.Errorf("the container was seen after %v, want within two seconds of its coming", c.Duration)
 		}
-		// Every two seconds is 135 looks; every quarter of a second would be 1080.
-		if n := m.systemd.Asked(); n > 200 {
+		// Every two seconds is 135 looks of two questions each; every quarter of a second
+		// would be 1080.
+		if n := m.containers.Asked() / 2; n > 200 {
 			t.Errorf("%d looks in 4.5 minutes in which two things changed", n)
+		}
+		// Nothing of systemd changed: it is asked every five seconds, which is 54 times.
+		if n := m.systemd.Asked(); n > 60 {
+			t.Errorf("systemd was asked %d times in 4.5 minutes in which nothing of it changed", n)
 		}
 	})
 }

@@ -9,4 +9,4 @@ func (r *Reader) WithTransient(dir string) *Reader {
 }
 
 // Share has questions go through a connection.
-func (r *Reader) Share(client *containerd.Client) { r.share(client) }
+func (r *Reader) Share(client *containerd.Client) { r.share(&connection{Client: client}) }

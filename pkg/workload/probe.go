@@ -33,11 +33,11 @@ const probeLimit = 8 * time.Second
 func (r *Reader) Probe(ctx context.Context, c health.Container) (seen string, ok bool) {
 	ctx, cancel := context.WithTimeout(ctx, max(probeLimit, c.Declared.HealthCheck))
 	defer cancel()
-	client, err := r.dial(ctx)
+	client, done, err := r.connect(ctx)
 	if err != nil {
 		return err.Error(), false
 	}
-	defer client.Close()
+	defer done()
 	p := prober{client: client, space: c.Namespace, id: c.ID, pid: c.Pid}
 	asked := p.questions(c.Declared)
 	answers, errs := make([]string, len(asked)), make([]error, len(asked))

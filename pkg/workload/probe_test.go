@@ -220,7 +220,8 @@ func TestProbeExec(t *testing.T) {
 }
 
 // TestProbeExecHangs: a command that takes no signal, and has left a process that holds
-// its output, is ended with it when the time is up.
+// its output, is ended with it when the time is up, though nobody listens any more to
+// whose connection it was started by.
 func TestProbeExecHangs(t *testing.T) {
 	r := newRig(t, daemon.BuildApp(t))
 	r.start("one", "web", nil, r.spec("one", "web", "wait"))
@@ -234,7 +235,11 @@ func TestProbeExecHangs(t *testing.T) {
 		}
 		cancel()
 	})
-	seen, ok := r.probe(ctx, "web", map[string]string{"osctl.gate.exec": `["/app", "hang"]`})
+	reader := workload.New(r.daemon.Address, "own")
+	<-reader.Changes(ctx)
+	c := r.find("web")
+	c.Declared = workload.Declare(map[string]string{"osctl.gate.exec": `["/app", "hang"]`})
+	seen, ok := reader.Probe(ctx, c)
 	if ok || !strings.Contains(seen, "exec: no answer after ") || !strings.Contains(seen, ": it was ended") {
 		t.Errorf("a command that hangs: %q, %t", seen, ok)
 	}

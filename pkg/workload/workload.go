@@ -41,16 +41,22 @@ const limit = 10 * time.Second
 // machine booted; containerd itself has no word for it.
 const noTask = "no task"
 
-// Reader reads containers. While somebody listens to Changes, Ping and List go through
-// that connection; else each has one of its own, as Probe always has: it ends what it
-// started even when nobody listens any more. It is safe for concurrent use.
+// Reader reads containers. While somebody listens to Changes, everything goes through
+// that connection; else each question has one of its own. It is safe for concurrent use.
 type Reader struct {
 	address   string
 	own       string
 	transient string // transientUnits; another folder in tests
 
 	mu        sync.Mutex
-	listening *containerd.Client // that of Changes; nil while nobody listens
+	listening *connection // that of Changes; nil while nobody listens
+}
+
+// connection is one that several use. It is closed when nobody listens any more and all
+// have given it back: a probe ends what it started even then.
+type connection struct {
+	*containerd.Client
+	users sync.WaitGroup
 }
 
 // New returns a reader of the containerd at address, the path of its gRPC
@@ -174,7 +180,14 @@ func (r *Reader) Changes(ctx context.Context) <-chan struct{} {
 		if err != nil {
 			return
 		}
-		defer client.Close()
+		shared := &connection{Client: client}
+		defer func() {
+			r.share(nil) // so that there are no new users
+			go func() {
+				shared.users.Wait()
+				client.Close()
+			}()
+		}()
 		events, errs := client.Subscribe(ctx, `topic~="^/(tasks|containers|images)/"`)
 		// containerd does not confirm a subscription. What it answers on the same
 		// connection afterwards is the nearest thing to it.
@@ -184,8 +197,7 @@ func (r *Reader) Changes(ctx context.Context) <-chan struct{} {
 		if err != nil {
 			return
 		}
-		r.share(client)
-		defer r.share(nil) // before it is closed
+		r.share(shared)
 		bell <- struct{}{}
 		for {
 			select {
@@ -210,11 +222,10 @@ func (r *Reader) Changes(ctx context.Context) <-chan struct{} {
 // through asks through the connection of Changes, or through a new one if there is none
 // or it does not answer: it may just have ended, which says nothing of containerd.
 func through[T any](ctx context.Context, r *Reader, ask func(*containerd.Client) (T, error)) (T, error) {
-	r.mu.Lock()
-	shared := r.listening
-	r.mu.Unlock()
-	if shared != nil {
-		if answer, err := ask(shared); err == nil || ctx.Err() != nil {
+	if shared := r.borrow(); shared != nil {
+		answer, err := ask(shared.Client)
+		shared.users.Done()
+		if err == nil || ctx.Err() != nil {
 			return answer, err
 		}
 	}
@@ -227,10 +238,31 @@ func through[T any](ctx context.Context, r *Reader, ask func(*containerd.Client)
 	return ask(client)
 }
 
-func (r *Reader) share(client *containerd.Client) {
+func (r *Reader) share(c *connection) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.listening = client
+	r.listening = c
+}
+
+// borrow returns the connection of Changes, to be given back (users.Done), or nil.
+func (r *Reader) borrow() *connection {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.listening != nil {
+		r.listening.users.Add(1)
+	}
+	return r.listening
+}
+
+// connect returns a connection for some questions, and what ends its use.
+func (r *Reader) connect(ctx context.Context) (client *containerd.Client, done func(), err error) {
+	if shared := r.borrow(); shared != nil {
+		return shared.Client, shared.users.Done, nil
+	}
+	if client, err = r.dial(ctx); err != nil {
+		return nil, nil, err
+	}
+	return client, func() { client.Close() }, nil
 }
 
 // dial connects. It tries the socket by itself first: containerd's own dialer

@@ -213,6 +213,23 @@ func (c *Containers) Set(list ...health.Container) {
 	c.bells.ring()
 }
 
+// Ring tells of a change where nothing has changed, every so often until ctx is done, as
+// health checks of containers do.
+func (c *Containers) Ring(ctx context.Context, every time.Duration) {
+	ticker := time.NewTicker(every)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			c.mu.Lock()
+			c.bells.ring()
+			c.mu.Unlock()
+		}
+	}
+}
+
 // FailPing makes the daemon say that it does not serve, though it answers.
 func (c *Containers) FailPing(err error) {
 	c.mu.Lock()

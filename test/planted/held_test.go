@@ -27,6 +27,7 @@ func daemonFaults() []fault {
 	return []fault{
 		{"gate: systemd is as gone as a connection", "health/systemd.go", "err == nil || ctx.Err() != nil {", "err == nil || names == nil {", "health TestSharedConnectionThatEnded", true},
 		{"gate: containerd is as gone as a connection", "workload/workload.go", "err == nil || ctx.Err() != nil {", "err == nil || r != nil {", "workload TestSharedConnectionThatEnded", true},
+		{"gate: the connection ends under a probe", "workload/workload.go", "shared.users.Wait()", "_ = shared", "workload TestProbeExecHangs", true},
 		{"images: nothing is held", "lease/lease.go", "leases.Resource{ID: digest, Type: \"content\"}", "leases.Resource{ID: digest, Type: \"ingests\"}", "lease TestPrunedImageComesBack TestMovedNameStays", true},
 		{"images: leases expire", "lease/lease.go", "leases.WithLabels(l.Labels))", "leases.WithLabels(l.Labels), leases.WithExpiration(time.Hour))", "lease TestPrunedImageComesBack", true},
 		{"images: one slot takes from the other", "lease/lease.go", "l.ID == keep || l.Labels[slotLabel] != string(slot)", "l.ID == keep", "lease TestMovedNameStays TestReplaced", true},
