@@ -77,8 +77,10 @@ func (g *gate) look(ctx context.Context) *observation {
 	})
 	wg.Wait()
 	// A question that the deadline cut off before its time was up says nothing
-	// about who was asked; what was seen before does.
-	if g.last != nil && ctx.Err() != nil && time.Since(g.started)-seen.at < lookLimit {
+	// about who was asked; what was seen before does. Who is asked may know of the
+	// deadline before the timer of ctx has rung.
+	now := time.Since(g.started)
+	if g.last != nil && (ctx.Err() != nil || now >= g.o.Deadline) && now-seen.at < lookLimit {
 		return g.last
 	}
 	g.count(&seen)

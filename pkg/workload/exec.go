@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -44,9 +45,13 @@ func (p prober) exec(ctx context.Context, words []string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	spec, err := container.Spec(ctx)
+	record, err := container.Info(ctx, containerd.WithoutRefreshedMetadata)
 	if err != nil {
 		return "", err
+	}
+	var spec specs.Spec
+	if err := json.Unmarshal(record.Spec.GetValue(), &spec); err != nil {
+		return "", fmt.Errorf("reading how its process was started: %w", err)
 	}
 	if spec.Process == nil {
 		return "", errors.New("containerd does not know how its process was started")
@@ -113,6 +118,7 @@ type run struct {
 	id        string
 	container uint32 // the container's first process
 	started   bool   // it may run or have run
+	exited    bool   // its first process has ended
 }
 
 // wait starts the command and waits until it ends or ctx is done.
@@ -130,6 +136,7 @@ func (r *run) wait(ctx context.Context) (code uint32, err error) {
 	case <-ctx.Done():
 		return 0, ctx.Err()
 	case status := <-ended:
+		r.exited = status.Error() == nil
 		return status.ExitCode(), status.Error()
 	}
 }
@@ -160,7 +167,10 @@ func (r *run) end(ctx context.Context) (left int, err error) {
 // kill ends the command and what it has started, and waits for that. The processes end
 // even when containerd has gone meanwhile.
 func (r *run) kill(ctx context.Context) (left int, err error) {
-	gone := r.process.Kill(ctx, syscall.SIGKILL)
+	var gone error
+	if !r.exited {
+		gone = r.process.Kill(ctx, syscall.SIGKILL)
+	}
 	// What is killed may have started something just before.
 	for n := -1; n != 0; left += n {
 		if ctx.Err() != nil && n > 0 {
@@ -169,6 +179,9 @@ func (r *run) kill(ctx context.Context) (left int, err error) {
 		if n, err = killMarked(r.container, marker+r.id); err != nil {
 			return left, err
 		}
+	}
+	if r.exited {
+		return left, nil
 	}
 	if gone != nil && !errdefs.IsNotFound(gone) {
 		return left, gone

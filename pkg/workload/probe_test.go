@@ -219,6 +219,44 @@ func TestProbeExec(t *testing.T) {
 	}
 }
 
+// TestCommandsAreNoChange: nobody is woken by a command in a container, as probes and
+// health checks are; but by the end of the container.
+func TestCommandsAreNoChange(t *testing.T) {
+	r := newRig(t, daemon.BuildApp(t))
+	told, errs := r.client.Subscribe(t.Context(), `topic~="^/tasks/(start|exit)$"`)
+	tells := func(topic string) {
+		t.Helper()
+		select {
+		case event := <-told:
+			if event.Topic != topic {
+				t.Fatalf("containerd tells of %s, want %s", event.Topic, topic)
+			}
+		case err := <-errs:
+			t.Fatal(err)
+		}
+	}
+	if _, err := r.client.IsServing(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r.start("one", "web", nil, r.spec("one", "web", "wait"))
+	tells("/tasks/start")
+	changes := workload.New(r.daemon.Address, "own").Changes(t.Context())
+	<-changes
+	for range 5 {
+		if seen, ok := r.probe(t.Context(), "web", map[string]string{"osctl.gate.exec": `["/app", "say", "0", "x"]`}); !ok {
+			t.Fatal(seen)
+		}
+		tells("/tasks/exit")
+	}
+	select {
+	case <-changes:
+		t.Error("a command is told as a change")
+	default:
+	}
+	r.kill("one", "web")
+	<-changes
+}
+
 // TestProbeExecHangs: a command that takes no signal, and has left a process that holds
 // its output, is ended with it when the time is up, though nobody listens any more to
 // whose connection it was started by.

@@ -24,9 +24,11 @@ import (
 	"sync"
 	"time"
 
+	_ "github.com/containerd/containerd/api/events" // what Envelope.Field decodes
 	tasks "github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/api/types/task"
 	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/events"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"google.golang.org/grpc"
@@ -188,7 +190,7 @@ func (r *Reader) Changes(ctx context.Context) <-chan struct{} {
 				client.Close()
 			}()
 		}()
-		events, errs := client.Subscribe(ctx, `topic~="^/(tasks|containers|images)/"`)
+		told, errs := client.Subscribe(ctx, topics)
 		// containerd does not confirm a subscription. What it answers on the same
 		// connection afterwards is the nearest thing to it.
 		asking, asked := context.WithTimeout(ctx, limit)
@@ -205,8 +207,8 @@ func (r *Reader) Changes(ctx context.Context) <-chan struct{} {
 				return
 			case <-errs:
 				return
-			case event := <-events:
-				if event.Namespace == r.own && r.own != "" {
+			case event := <-told:
+				if event.Namespace == r.own && r.own != "" || ofCommand(event) {
 					continue
 				}
 				select {
@@ -217,6 +219,21 @@ func (r *Reader) Changes(ctx context.Context) <-chan struct{} {
 		}
 	}()
 	return bell
+}
+
+// topics picks the events after which List may return something else. Those of commands in
+// containers are not among them: health checks and probes are nothing else.
+const topics = `topic~="^/(containers/|images/|tasks/(create|start|oom|exit|delete|paused|resumed)$)"`
+
+// ofCommand reports whether an event tells of the end of a command in a container, which
+// has the topic of the end of the container.
+func ofCommand(event *events.Envelope) bool {
+	if event.Topic != "/tasks/exit" {
+		return false
+	}
+	process, _ := event.Field([]string{"event", "id"})
+	container, _ := event.Field([]string{"event", "container_id"})
+	return process != container
 }
 
 // through asks through the connection of Changes, or through a new one if there is none
