@@ -1,6 +1,7 @@
 package rescue
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"strings"
@@ -19,7 +20,8 @@ import (
 
 // Order says what to restore.
 type Order struct {
-	// Slot is the slot to write.
+	// Slot is the slot to write. Empty means the one in which this very image was
+	// committed, or else the other than the proven one.
 	Slot device.Slot
 	// Offer is the image. If it is the one that was committed in the slot, it is
 	// restored; any other one is installed, and goes on trial.
@@ -42,7 +44,21 @@ func Restore(ctx context.Context, m Machine, o Order, sink progress.Sink) (r Res
 	if err := m.acknowledge(&survey); err != nil {
 		return Result{}, err
 	}
+	if o.Slot == "" {
+		o.Slot = survey.place(o.Offer.Digest().String())
+	}
 	return m.restore(ctx, survey, o, sink)
+}
+
+// place is the slot for an image.
+func (s *Survey) place(digest string) device.Slot {
+	first := cmp.Or(s.Proven, device.SlotA)
+	for _, name := range []device.Slot{first, first.Other()} {
+		if found := s.slotOf(name); found != nil && found.Committed && found.Digest == digest {
+			return name
+		}
+	}
+	return first.Other()
 }
 
 // brief is a survey without reading the slots.

@@ -62,6 +62,8 @@ type Config struct {
 	// nanosecond for each, what a core of 1 GHz takes that never does two at a time. What
 	// the machine says of its own time then does not depend on this host; but it is slow.
 	Counted bool
+	// USB gives the machine USB sockets (xhci), see [Machine.Plug].
+	USB bool
 	// Forwards are the ports of the machine that can be reached on 127.0.0.1.
 	// Port 22 is always among them.
 	Forwards []Forward
@@ -84,6 +86,7 @@ type Machine struct {
 	config  Config
 	console *console
 	monitor *monitor
+	keys    io.Writer   // the console's input
 	ports   map[int]int // guest port to host port
 	process *os.Process
 	ended   chan struct{} // closed when QEMU has ended
@@ -142,12 +145,12 @@ func (m *Machine) launch(vars string) error {
 	defer remote.Close()
 	m.monitor = monitor
 
-	// The console has no input, but QEMU wants to read something.
-	stdin, hold, err := os.Pipe()
+	stdin, keys, err := os.Pipe()
 	if err != nil {
 		return errors.Join(fmt.Errorf("making a pipe: %w", err), monitor.close())
 	}
 	defer stdin.Close()
+	m.keys = keys
 
 	cmd := exec.Command("qemu-system-x86_64", m.arguments(vars)...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, m.console, messages
@@ -166,12 +169,12 @@ func (m *Machine) launch(vars string) error {
 		if err == nil {
 			m.result = cmd.Wait()
 			m.console.close()
-			hold.Close()
+			keys.Close()
 			close(m.ended)
 		}
 	}()
 	if err := <-started; err != nil {
-		return errors.Join(fmt.Errorf("starting QEMU (package qemu-system-x86): %w", err), hold.Close(), monitor.close())
+		return errors.Join(fmt.Errorf("starting QEMU (package qemu-system-x86): %w", err), keys.Close(), monitor.close())
 	}
 	return nil
 }
@@ -194,6 +197,9 @@ func (m *Machine) arguments(vars string) []string {
 	if m.config.Counted {
 		processors, accelerator = "1", "tcg,thread=single,tb-size=512"
 		more = append(more, "-icount", "shift=0")
+	}
+	if m.config.USB {
+		more = append(more, "-device", "qemu-xhci")
 	}
 	network := "user,id=net,hostfwd=tcp:127.0.0.1:0-:22"
 	for _, f := range m.config.Forwards {
@@ -256,6 +262,34 @@ func (m *Machine) Wait(ctx context.Context, line *regexp.Regexp) (string, error)
 		return "", m.explain(fmt.Sprintf("waiting for %q on the console", line), err)
 	}
 	return found, nil
+}
+
+// Type enters a line at the console.
+func (m *Machine) Type(line string) error {
+	if _, err := io.WriteString(m.keys, line+"\r"); err != nil {
+		return m.explain("typing at the console", err)
+	}
+	return nil
+}
+
+// Plug plugs a USB stick into the running machine: a raw image, which the machine may
+// read only. The machine has to have sockets, see [Config].
+func (m *Machine) Plug(ctx context.Context, image string) error {
+	for _, c := range []struct {
+		command   string
+		arguments any
+	}{
+		{"blockdev-add", map[string]any{
+			"node-name": "stick", "driver": "raw", "read-only": true,
+			"file": map[string]any{"driver": "file", "filename": image},
+		}},
+		{"device_add", map[string]any{"driver": "usb-storage", "drive": "stick"}},
+	} {
+		if _, err := m.monitor.execute(ctx, c.command, c.arguments); err != nil {
+			return m.explain("plugging a USB stick in", err)
+		}
+	}
+	return nil
 }
 
 // PowerCut takes the power away: the machine stops at this instant, and what it
