@@ -20,8 +20,8 @@ import (
 
 // Order says what to restore.
 type Order struct {
-	// Slot is the slot to write. Empty means the one in which this very image was
-	// committed, or else the other than the proven one.
+	// Slot is the slot to write. Empty means the proven one if this very image was
+	// committed in it, else the other one.
 	Slot device.Slot
 	// Offer is the image. If it is the one that was committed in the slot, it is
 	// restored; any other one is installed, and goes on trial.
@@ -53,10 +53,8 @@ func Restore(ctx context.Context, m Machine, o Order, sink progress.Sink) (r Res
 // place is the slot for an image.
 func (s *Survey) place(digest string) device.Slot {
 	first := cmp.Or(s.Proven, device.SlotA)
-	for _, name := range []device.Slot{first, first.Other()} {
-		if found := s.slotOf(name); found != nil && found.Committed && found.Digest == digest {
-			return name
-		}
+	if found := s.slotOf(first); found != nil && found.Committed && found.Digest == digest {
+		return first
 	}
 	return first.Other()
 }
