@@ -119,7 +119,10 @@ func (j *judge) inject(o *operation, r *recording, f fault, call string, n int) 
 	}
 	trace := m.path("trace")
 	cmd := m.command(o.on, o.args...)
-	ctx, cancel := context.WithTimeout(j.t.Context(), time.Minute)
+	// What follows a verdict may take a minute each time (upgrade.Hooks), and does where the
+	// fault meets a question to containerd: gRPC leaves a write that failed to whoever reads
+	// the connection, and that one has nothing to tell.
+	ctx, cancel := context.WithTimeout(j.t.Context(), 3*time.Minute)
 	defer cancel()
 	traced := exec.CommandContext(ctx, need.Tool(j.t, "strace"), append([]string{"-f", "-qq", "-o", trace, "-e", "trace=" + call,
 		"-e", fmt.Sprintf("inject=%s:%s:when=%d", call, f.inject, n)}, cmd.Args...)...)

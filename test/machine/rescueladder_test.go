@@ -43,8 +43,9 @@ func (l *ladder) rescueTries(ctx context.Context) error {
 	if err := l.start(ctx, "machine", ""); err != nil {
 		return err
 	}
+	// That it is going to panic may be on the line of the panic itself.
 	for _, line := range []string{
-		`osctl: rescue`, `this rescue system hangs`, `osctl: rescue`, `this rescue system panics`, `Kernel panic`,
+		`osctl: rescue`, `this rescue system hangs`, `osctl: rescue`, `Kernel panic`,
 		`osctl: rescue`, `osctl rescue: starting`, `nothing newer. The next look is in 15s`, `next look is in 30s`,
 		`next look is in 1m0s`, `next look is in 2m0s`,
 	} {
