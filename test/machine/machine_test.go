@@ -32,8 +32,8 @@ func (w lineWriter) Write(p []byte) (int, error) {
 // exhaustive says that this is the long run (make crash).
 func exhaustive() bool { return os.Getenv("OSCTL_EXHAUSTIVE") != "" }
 
-// begin makes the site of a test. Two machines run side by side: each waits for its
-// clock more than it computes.
+// begin makes the site of a test. Machines run side by side: each waits for its clock more
+// than it computes.
 func begin(t *testing.T, tools ...string) (context.Context, *Site) {
 	t.Helper()
 	need.Long(t)
