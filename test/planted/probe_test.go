@@ -24,6 +24,6 @@ func probeFaults() []fault {
 		{"health.yaml: a probe that asks nothing", "config/health.go", "case kinds != 1:", "case kinds > 1:", "config TestLoadHealthRefuses", true},
 		{"health.yaml: what is wrong counts", "config/health.go", "	if err != nil {\n		return f, err\n	}\n	return got, nil", "	return got, err", "config TestLoadHealth", true},
 		{"gate: scripts run beside each other", "health/probe.go", "if probe.Queue != \"\" {", "if false {", "health TestQueue TestQueueHeldUp", true},
-		{"gate: who hangs at the end is not named", "health/gate.go", "g.held != nil && now-*g.held >= g.o.Steady {\n		return blameLast", "g.held != nil && now-*g.held < 0 {\n		return blameLast", "health TestHangsAtTheEnd", true},
+		{"gate: who hangs at the end is not named", "health/gate.go", "g.soaked(now) {\n		return blameLast", "g.held != nil && now-*g.held < 0 {\n		return blameLast", "health TestHangsAtTheEnd", true},
 	}
 }
