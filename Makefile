@@ -43,12 +43,11 @@ lint:
 	shellcheck $(SCRIPTS)
 
 # test is everything, on real parts. Three packages at a time, for most wait for something
-# more than they compute; but the machines by themselves: three of them, of which one waits
-# for a soak or a deadline, are what two cores emulate. The crash states tell their figures,
-# so they come by themselves too.
+# more than they compute; but the machines by themselves: two of them are what two cores
+# emulate. The crash states tell their figures, so they come by themselves too.
 test: deps tools osctl lint
 	$(GO) test -p 3 -timeout 80m $$($(GO) list $(PACKAGES) | grep -v -e '/test/crash$$' -e '/test/machine$$')
-	$(GO) test -parallel 3 -timeout 80m ./test/machine
+	$(GO) test -timeout 80m ./test/machine
 	$(GO) test -v -timeout 80m ./test/crash
 
 # crash cuts the power in every way that the model of docs/crash-states.md permits;
