@@ -19,6 +19,8 @@ func gateFaults() []fault {
 		{"gate: a cable that was pulled counts", "health/judge.go", "c.Seen, c.Required = \"gone; \"+device+\" has no carrier\", false", "c.Seen = \"gone; \"+device+\" has no carrier\"", "health TestNetwork", true},
 		{"gate: listening sockets off", "health/judge.go", "c.Seen = \"nobody listens\"", "c.Seen, c.OK = \"nobody listens\", true", "health TestNetwork", true},
 		{"gate: the network is not read after the soak", "health/look.go", "networkAgain || g.soaked(now)", "networkAgain", "health TestNetworkDuringTheSoak", true},
+		{"gate: systemd's turn is taken for quiet", "health/look.go", "g.quiet = most > lookGapMost", "g.quiet = true", "health TestStorm", true},
+		{"gate: systemd is listened to after the last good look", "health/gate.go", "\t\tif g.booted {\n\t\t\tg.deaf()\n\t\t}\n", "", "health TestSystemdIsNotListenedToForEver", true},
 		{"gate: systemd is not asked after the soak", "health/look.go", "lookUntold || g.soaked(now)", "lookUntold", "health TestUnitDuringTheSoak", true},
 		{"gate: systemd is asked whenever containers are", "health/look.go", "g.last == nil || !g.booted ||", "true ||", "health TestStorm", true},
 		{"gate: what was asked before the soak was over will do", "health/gate.go", "all && g.soaked(g.last.at)", "all && g.soaked(now)", "health TestSlowLookAtTheEnd", true},

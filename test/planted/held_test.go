@@ -28,6 +28,7 @@ func daemonFaults() []fault {
 		{"gate: systemd is as gone as a connection", "health/systemd.go", "err == nil || ctx.Err() != nil {", "err == nil || names == nil {", "health TestSharedConnectionThatEnded", true},
 		{"gate: containerd is as gone as a connection", "workload/workload.go", "err == nil || ctx.Err() != nil {", "err == nil || r != nil {", "workload TestSharedConnectionThatEnded", true},
 		{"gate: the connection ends under a probe", "workload/workload.go", "shared.users.Wait()", "_ = shared", "workload TestProbeExecHangs", true},
+		{"gate: a command that ended has left nothing", "workload/exec.go", "for n := -1; n != 0; left += n {", "for n := -1; n != 0 && !r.exited; left += n {", "workload TestProbeExec", true},
 		{"gate: a command's end is a change", "workload/workload.go", " || ofCommand(event)", "", "workload TestCommandsAreNoChange", true},
 		{"gate: a command's start is a change", "workload/workload.go", "tasks/(create|start|oom|exit|delete|paused|resumed)$)", "tasks/)", "workload TestCommandsAreNoChange", true},
 		{"images: nothing is held", "lease/lease.go", "leases.Resource{ID: digest, Type: \"content\"}", "leases.Resource{ID: digest, Type: \"ingests\"}", "lease TestPrunedImageComesBack TestMovedNameStays", true},
